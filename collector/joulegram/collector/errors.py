@@ -1,0 +1,25 @@
+"""Errors of the collector.
+
+CollectorError                    says what is wrong and what to do next
+├── LedgerInUse                   another process holds the ledger directory
+├── SchemaTooNew                  the ledger was written by a newer joulegram
+└── UnknownZone                   a grid zone that no table knows
+
+Stages (joulegram.collector.stages) raise Busy and Poison.
+"""
+
+
+class CollectorError(Exception):
+    """Says what is wrong, names the thing, and says what to do next."""
+
+
+class LedgerInUse(CollectorError):
+    """Another process holds the ledger directory."""
+
+
+class SchemaTooNew(CollectorError):
+    """The ledger was written by a newer joulegram than this one."""
+
+
+class UnknownZone(CollectorError):
+    """A grid zone that no table knows; the message lists the nearest names."""

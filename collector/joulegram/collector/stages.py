@@ -1,0 +1,29 @@
+"""What a pipeline stage promises: `send` returns when the batch is safe downstream."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from joulegram.v1.telemetry_pb2 import Frame
+
+
+class Busy(Exception):
+    """Nothing was kept. Offer the same batch again later."""
+
+
+class Poison(Exception):
+    """This batch can never succeed. Park it and go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One frame of a batch that will never be stored; the others were."""
+
+    frame: Frame
+    reason: str
+    detail: str
+
+
+class Stage(Protocol):
+    async def send(self, frames: Sequence[Frame]) -> Sequence[Refused]:
+        """Return once the frames, but for the refused, are safe downstream; else raise Busy."""
