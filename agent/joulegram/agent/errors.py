@@ -1,0 +1,33 @@
+"""Errors of the agent.
+
+AgentError                        says what is wrong and what to do next
+├── SensorDenied                  a counter exists, and this user may not read it
+├── SensorFailed                  a counter exists, and could not be read this time
+├── SpoolFailed                   the spool could not keep or give what was asked
+│   └── SpoolInUse                another agent holds the state directory
+└── UplinkRefused                 the configured way to the collector is not allowed
+"""
+
+
+class AgentError(Exception):
+    """Says what is wrong, names the thing, and says what to do next."""
+
+
+class SensorDenied(AgentError):
+    """A counter exists, and this user may not read it."""
+
+
+class SensorFailed(AgentError):
+    """A counter exists, and could not be read this time."""
+
+
+class SpoolFailed(AgentError):
+    """The spool could not keep or give what was asked; nothing it held has changed."""
+
+
+class SpoolInUse(SpoolFailed):
+    """Another agent holds the state directory."""
+
+
+class UplinkRefused(AgentError):
+    """The configured way to the collector is malformed, or plaintext beyond loopback."""
