@@ -1,0 +1,30 @@
+"""`joulegram config`: every setting in force and who said it, as a TOML file."""
+
+from collections.abc import Sequence
+
+from joulegram.cli import parts
+from joulegram.cli.settings import Given, as_toml
+
+HELP = "Print every setting in force, and where it comes from; secrets are masked."
+
+
+def run(argv: Sequence[str]) -> int:
+    tables = parts.tables()
+    settings = parts.parse("config", HELP, tables, argv)
+    print(f"# configuration file: {settings.file or 'none'}")
+    for table, cls in tables.items():
+        settings.build(table, cls)  # refuses here what the part would refuse
+        print(f"\n[{table}]")
+        lines = [
+            (f"{one.key.name} = {_shown(one)}", one.origin)
+            for one in settings.given
+            if one.key.table == table
+        ]
+        width = min(60, max(len(text) for text, _ in lines))
+        for text, origin in lines:
+            print(f"{text:<{width}}  # {origin}")
+    return 0
+
+
+def _shown(given: Given) -> str:
+    return '"***"' if given.key.secret and given.value else as_toml(given.value)

@@ -1,0 +1,97 @@
+"""The parts that are installed beside the CLI, found by their entry points.
+
+A part (group `joulegram.parts`) is a module with
+    HELP     one sentence
+    TABLES   {table of the configuration: its dataclass}
+    OPTIONS  a dataclass of flags that belong to one run; may be left out
+    run      run(**{table: value}, options=value) -> exit status
+Group `joulegram.tables` names every table's dataclass, so that the configuration can be
+read without importing any part.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points, metadata
+from types import ModuleType
+from typing import NoReturn
+
+from joulegram.cli import settings
+from joulegram.cli.errors import CliError, UsageError
+
+
+def parts() -> dict[str, EntryPoint]:
+    """Every part that can be started, by name."""
+    return {entry.name: entry for entry in entry_points(group="joulegram.parts")}
+
+
+def tables() -> dict[str, type]:
+    """Every table that a configuration may hold, by name."""
+    return {entry.name: entry.load() for entry in entry_points(group="joulegram.tables")}
+
+
+def run(name: str, argv: Sequence[str]) -> int:
+    """Start a part with what flags, environment and file say; return its exit status."""
+    try:
+        part: ModuleType = parts()[name].load()
+        options: type | None = getattr(part, "OPTIONS", None)
+        of_run = {"": options} if options else {}
+        values = parse(name, part.HELP, {**part.TABLES, **of_run}, argv)
+        if values.file:
+            print(f"joulegram {name}: configuration from {values.file}", file=sys.stderr)
+        arguments = {table: values.build(table, cls) for table, cls in part.TABLES.items()}
+        if options:
+            arguments["options"] = values.build("", options)
+        status: int = part.run(**arguments)
+        return status
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("joulegram"):
+            raise
+        raise CliError(_what_to_install(name, missing.name)) from missing
+
+
+def parse(
+    name: str, help: str, of_tables: Mapping[str, type], argv: Sequence[str]
+) -> settings.Settings:
+    """Effective values for a sub-command that takes these tables ("" are flags of the run).
+
+    Raises: UsageError; SystemExit(0) after --help.
+    """
+    parser = _Parser(
+        prog=f"joulegram {name}",
+        description=help,
+        allow_abbrev=False,
+        epilog="Every flag is also a key of the configuration file and a variable: --pue is "
+        "`pue` under [grid], and JOULEGRAM_GRID_PUE. `joulegram config` shows which is in force.",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML file (default: JOULEGRAM_CONFIG, or the first of ./joulegram.toml, "
+        "~/.config/joulegram/joulegram.toml, /etc/joulegram/joulegram.toml)",
+    )
+    for table, cls in of_tables.items():
+        settings.add_flags(parser, table, cls)
+    found, left = parser.parse_known_args(argv)
+    if left:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        word = left[0].partition("=")[0]
+        raise UsageError(f"{name}: no flag {word}; {settings.nearest(word, flags)}")
+    flags_found = vars(found)
+    file = settings.find_file(flags_found.pop("config"), os.environ)
+    known = [entry.name for entry in entry_points(group="joulegram.tables")]
+    return settings.read(of_tables, known, flags_found, file, os.environ)
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line instead of the whole usage when something is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def _what_to_install(name: str, module: str | None) -> str:
+    extras = metadata("joulegram").get_all("Provides-Extra") or []
+    package = f"joulegram[{name}]" if name in extras else "joulegram"
+    return f"{name} needs the module {module}, which is not installed: pip install '{package}'"

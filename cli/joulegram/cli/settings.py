@@ -1,0 +1,418 @@
+"""Configuration: frozen dataclasses filled from flags, environment and a TOML file.
+
+A dataclass is a table, a field a key. Field `tick_s` of table [agent] with metadata
+{"flag": "tick"} is `--tick`, JOULEGRAM_AGENT_TICK_S, and `tick_s` under [agent] in the file.
+Flag goes before environment, environment before file, file before default; of a mapping
+(`--idle-w cpu0=12.5`) each entry for itself. Metadata: `help`; `flag` (a name, or None: no
+flag); `secret` (True: never shown).
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from joulegram.cli.errors import UsageError
+
+UNITS = {
+    "s": "seconds",
+    "ms": "milliseconds",
+    "w": "watts",
+    "mb": "megabytes",
+    "bytes": "bytes",
+    "cores": "cores",
+}
+
+MOST = 2**63  # of any quantity; also keeps nan, inf and what no float holds away
+
+# Kubernetes tells pods about a service called joulegram-agent by JOULEGRAM_AGENT_PORT and
+# the like: those are not misspelt keys.
+SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)|PORT)(_.*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One value that an operator may set. `table` is empty for flags of a single run."""
+
+    table: str
+    name: str
+    kind: Any
+    help: str
+    flag: str | None
+    secret: bool
+    default: Any
+
+    @property
+    def id(self) -> str:
+        return f"{self.table}.{self.name}" if self.table else self.name
+
+    @property
+    def variable(self) -> str:
+        return f"JOULEGRAM_{self.table}_{self.name}".upper()
+
+    @property
+    def unit(self) -> str | None:
+        return UNITS.get(self.name.rpartition("_")[2]) if "_" in self.name else None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A key's value and who said it: `default`, a file, a variable or a flag."""
+
+    key: Key
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every key of some tables with its effective value and its origin."""
+
+    file: Path | None
+    given: Sequence[Given]
+
+    def build(self, table: str, cls: type) -> Any:
+        """The dataclass `cls` with this table's values. Raises UsageError where it refuses them."""
+        values = {one.key.name: one.value for one in self.given if one.key.table == table}
+        try:
+            return cls(**values)
+        except ValueError as refused:
+            raise UsageError(f"[{table}] {refused}" if table else str(refused)) from refused
+
+
+def keys(table: str, cls: type) -> list[Key]:
+    """The keys of a table, in the order of the dataclass."""
+    kinds = get_type_hints(cls)
+    return [
+        Key(
+            table=table,
+            name=field.name,
+            kind=_without_none(kinds[field.name]),
+            help=field.metadata.get("help", ""),
+            flag=field.metadata.get("flag", field.name.replace("_", "-")),
+            secret=bool(field.metadata.get("secret")),
+            default=_default(field),
+        )
+        for field in dataclasses.fields(cls)
+    ]
+
+
+def add_flags(parser: argparse.ArgumentParser, table: str, cls: type) -> None:
+    """Give the parser a flag for every key of the table that has one."""
+    group = parser.add_argument_group(f"[{table}]" if table else "this run")
+    for key in keys(table, cls):
+        if key.flag is None:
+            continue
+        # Values stay text here: read() judges flag, variable and file by the same rules.
+        text = f"{key.help}{_shown_default(key)}".replace("%", "%%")
+        if key.kind is bool:
+            action: Any = argparse.BooleanOptionalAction
+            group.add_argument(
+                f"--{key.flag}", dest=key.id, action=action, default=argparse.SUPPRESS, help=text
+            )
+        else:
+            group.add_argument(
+                f"--{key.flag}",
+                dest=key.id,
+                action="append" if _is_many(key.kind) else "store",
+                default=argparse.SUPPRESS,
+                metavar=_metavar(key),
+                help=text,
+            )
+
+
+def find_file(explicit: str | None, environ: Mapping[str, str]) -> Path | None:
+    """The configuration file: as told, else the first of the usual places, else none.
+
+    Raises: UsageError when the file that was named is not there.
+    """
+    for origin, named in (
+        ("--config", explicit),
+        ("JOULEGRAM_CONFIG", environ.get("JOULEGRAM_CONFIG")),
+    ):
+        if named:
+            path = _expanded(Path(named))
+            if not path.is_file():
+                raise UsageError(f"{origin} {named}: no such file")
+            return path
+    usual = (
+        Path("joulegram.toml"),
+        _expanded(Path(environ.get("XDG_CONFIG_HOME") or "~/.config")) / "joulegram/joulegram.toml",
+        Path("/etc/joulegram/joulegram.toml"),
+    )
+    return next((path for path in usual if path.is_file()), None)
+
+
+def read(
+    tables: Mapping[str, type],
+    known: Iterable[str],
+    flags: Mapping[str, Any],
+    file: Path | None,
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """Effective values of `tables`.
+
+    Args:
+        tables: {name: dataclass} to fill; the name "" holds flags of this run alone.
+        known: every table name that a file may hold, of whatever part.
+        flags: what argparse found, {Key.id: text, list of texts, or bool}.
+    Raises: UsageError naming the key, the value, what is accepted, and where it was said.
+    """
+    document = _document(file, {*known, *filter(None, tables)}) if file else {}
+    given: list[Given] = []
+    for table, cls in tables.items():
+        of_table = keys(table, cls)
+        section = document.get(table, {}) if table else {}
+        if file:
+            _refuse_unknown_keys(file, table, section, of_table)
+        if table:
+            _refuse_unknown_variables(table, of_table, environ)
+        given += [_effective(key, section, flags, file, environ) for key in of_table]
+    return Settings(file, given)
+
+
+def as_toml(value: Any) -> str:
+    """A value as TOML would write it, on one line."""
+    match value:
+        case bool() | int():
+            return json.dumps(value)
+        case float():
+            return f"{value:.12g}" if value % 1 else f"{value:.1f}"
+        case Mapping():
+            inside = ", ".join(f"{_bare(str(k))} = {as_toml(v)}" for k, v in value.items())
+            return f"{{ {inside} }}" if inside else "{}"
+        case str() | Path():
+            return json.dumps(str(value), ensure_ascii=False)
+        case Sequence():
+            return f"[{', '.join(as_toml(v) for v in value)}]"
+        case _:
+            return str(value)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """' Did you mean ...?' or, when nothing is near, the names there are."""
+    known = sorted(names)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def _effective(
+    key: Key,
+    section: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    file: Path | None,
+    environ: Mapping[str, str],
+) -> Given:
+    said: list[Given] = [Given(key, _plain_default(key), "default")]
+    if key.name in section:
+        raw = section[key.name]
+        where = f"{file}: [{key.table}] {key.name} = {_masked(key, as_toml(raw))}"
+        said.append(Given(key, _checked(key, raw, where), str(file)))
+    if key.table and (text := environ.get(key.variable)) is not None:
+        where = f"{key.variable}={_masked(key, text)}"
+        said.append(Given(key, _checked(key, _from_text(key.kind, text), where), key.variable))
+    if key.id in flags:
+        raw = flags[key.id]
+        if isinstance(raw, bool):
+            said.append(Given(key, raw, f"--{key.flag}"))
+        else:
+            texts = raw if isinstance(raw, list) else [raw]
+            where = f"--{key.flag} {_masked(key, ' '.join(texts))}"
+            # A comma inside a repeated flag's value belongs to the value.
+            value = (
+                _many_from_texts(key.kind, texts)
+                if _is_many(key.kind)
+                else _from_text(key.kind, raw)
+            )
+            said.append(Given(key, _checked(key, value, where), f"--{key.flag}"))
+    if get_origin(key.kind) is Mapping and len(said) > 1:
+        merged = {name: v for one in said for name, v in one.value.items()}
+        return Given(key, merged, ", ".join(one.origin for one in said if one.value))
+    return said[-1]
+
+
+def _document(file: Path, known: set[str]) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
+        raise UsageError(f"{file}: not TOML: {broken}") from broken
+    except OSError as denied:
+        raise UsageError(f"{file}: cannot be read: {denied.strerror}") from denied
+    for name, section in document.items():
+        if not isinstance(section, dict):
+            raise UsageError(f"{file}: {name} = ... stands outside a table such as [agent]")
+        if name not in known:
+            raise UsageError(f"{file}: unknown table [{name}]; {nearest(name, known)}")
+    return document
+
+
+def _refuse_unknown_keys(
+    file: Path, table: str, section: Mapping[str, Any], of_table: Sequence[Key]
+) -> None:
+    names = [key.name for key in of_table]
+    for name in section:
+        if name not in names:
+            raise UsageError(f"{file}: [{table}] has no key {name}; {nearest(name, names)}")
+
+
+def _refuse_unknown_variables(
+    table: str, of_table: Sequence[Key], environ: Mapping[str, str]
+) -> None:
+    prefix = f"JOULEGRAM_{table.upper()}_"
+    names = [key.variable for key in of_table]
+    for name in sorted(environ):
+        if name.startswith(prefix) and name not in names:
+            if SERVICE_LINK.fullmatch(name.removeprefix(prefix)):
+                continue
+            raise UsageError(f"unknown variable {name}; {nearest(name, names)}")
+
+
+def _from_text(kind: Any, text: str) -> Any:
+    """Text as the value that a TOML file would have held; unreadable text stays text."""
+    if kind is bool:
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
+            text.strip().lower(), text
+        )
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+    if _is_many(kind):
+        return _many_from_texts(kind, [part.strip() for part in text.split(",") if part.strip()])
+    return text
+
+
+def _many_from_texts(kind: Any, texts: Sequence[str]) -> Any:
+    if get_origin(kind) is not Mapping:
+        return list(texts)
+    of = get_args(kind)[1]
+    pairs = [text.partition("=") for text in texts]
+    if any(not name or not equals for name, equals, _ in pairs):
+        return " ".join(texts)  # not a mapping: _checked refuses it
+    return {name: _from_text(of, value) for name, _, value in pairs}
+
+
+def _checked(key: Key, raw: Any, where: str) -> Any:
+    """The value as its field wants it. Raises UsageError, naming what is accepted."""
+    try:
+        return _converted(key.kind, raw)
+    except TypeError:
+        raise UsageError(f"{where}: takes {_accepted(key)}") from None
+
+
+def _converted(kind: Any, raw: Any) -> Any:
+    """Raises TypeError when `raw` is not of this kind."""
+    if kind is Any:
+        return raw
+    if get_origin(kind) is Mapping:
+        if isinstance(raw, Mapping):
+            return {str(k): _converted(get_args(kind)[1], v) for k, v in raw.items()}
+    elif get_origin(kind) is Sequence:
+        if isinstance(raw, list):
+            return tuple(_converted(get_args(kind)[0], v) for v in raw)
+    elif get_origin(kind) is dict:
+        if isinstance(raw, dict):
+            return raw
+    elif kind in (int, float):
+        # To Python a bool is an int.
+        number = isinstance(raw, (int, kind)) and not isinstance(raw, bool)
+        if number and 0 <= raw <= MOST:
+            return kind(raw)
+    elif kind is Path:
+        if isinstance(raw, str) and raw:
+            return _expanded(Path(raw))
+    elif isinstance(raw, kind):
+        return raw
+    raise TypeError(kind)
+
+
+def _accepted(key: Key) -> str:
+    kind, example = key.kind, key.default
+    many = f"{key.name} with" if get_origin(kind) is Mapping else ""
+    if get_origin(kind) is Mapping:
+        kind, example = get_args(kind)[1], None
+    match kind:
+        case _ if kind in (int, float):
+            what = "a whole number" if kind is int else "a number"
+            unit = f" of {key.unit}" if key.unit else ""
+            number = f"{example or (1 if kind is int else 12.5 if many else 1):g}"
+            one = f"{what}{unit}, 0 or more, such as {number}"
+        case _ if kind is bool:
+            one = "true or false"
+        case _ if kind is Path:
+            one = "a path"
+        case _ if get_origin(kind) is Sequence:
+            inner = get_args(kind)[0]
+            one = "a list of strings" if inner is str else f"tables, [[{key.id}]] in the file"
+        case _:
+            one = "a string"
+    if get_origin(key.kind) is Mapping:
+        return f"NAME=VALUE entries, each value {one}"
+    return one
+
+
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) in (Union, UnionType):
+        rest = [one for one in get_args(kind) if one is not NoneType]
+        return rest[0] if len(rest) == 1 else Any
+    return kind
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _plain_default(key: Key) -> Any:
+    return _expanded(key.default) if isinstance(key.default, Path) else key.default
+
+
+def _shown_default(key: Key) -> str:
+    if key.default in (None, "") or _is_many(key.kind):
+        return ""
+    if key.kind is bool:
+        return f" (default: {'yes' if key.default else 'no'})"
+    default = f"{key.default:g}" if key.kind is float else key.default
+    return f" (default: {default})"
+
+
+def _metavar(key: Key) -> str:
+    kind = get_args(key.kind)[1] if get_origin(key.kind) is Mapping else key.kind
+    if kind in (int, float):
+        one = (key.unit or "number").upper()
+    elif kind is Path:
+        one = "PATH"
+    else:
+        one = "HOST:PORT" if key.help.startswith("HOST:PORT") else key.name.upper()
+    return f"NAME={one}" if get_origin(key.kind) is Mapping else one
+
+
+def _is_many(kind: Any) -> bool:
+    return get_origin(kind) in (Mapping, Sequence)
+
+
+def _masked(key: Key, text: str) -> str:
+    return "***" if key.secret else text
+
+
+def _bare(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as homeless:
+        raise UsageError(
+            f"{path}: no home directory is known; set HOME or give a full path"
+        ) from homeless
