@@ -1,0 +1,95 @@
+"""Numbers that cost a query: refreshed on a clock, read by /metrics and the page at no cost."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from joulegram.collector import reports, series
+from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.totals import TeamGrams
+
+log = logging.getLogger(__name__)
+
+GRID_EVERY_S = 10.0
+TEAMS_EVERY_S = 30.0
+# Revisions of a grid feed mostly touch the last two days; older grams are joined again each hour.
+RECENT = timedelta(days=2)
+OLDER_EVERY_S = 3600.0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class Standing:
+    """The grid now and grams by team. A failure keeps the last answer and says so in `failing`."""
+
+    ledger: ChdbLedger
+    rollup: reports.Refreshes
+    teams: TeamGrams
+    now: Callable[[], datetime] = _now
+    grid: dict[str, Any] | None = None  # as series.intensity_now answers
+    failing: dict[str, str] = field(default_factory=dict)  # what: why
+    _older: dict[str, float] = field(default_factory=dict)
+    _older_until: datetime | None = None
+    _older_at: datetime | None = None
+
+    async def run(self) -> None:
+        """Refresh until cancelled."""
+        teams_due_s = 0.0
+        while True:
+            await asyncio.to_thread(self.attempt, "grid intensity", self.refresh_grid)
+            if time.monotonic() >= teams_due_s:
+                await asyncio.to_thread(self.attempt, "grams by team", self.refresh_teams)
+                teams_due_s = time.monotonic() + TEAMS_EVERY_S
+            await asyncio.sleep(GRID_EVERY_S)
+
+    def attempt(self, what: str, refresh: Callable[[], None]) -> None:
+        """Refresh one thing; on failure keep what was known, say so once, and go on."""
+        try:
+            refresh()
+        except Exception as failed:
+            reason = f"{type(failed).__name__}: {failed}"
+            if what not in self.failing:
+                log.warning("%s cannot be refreshed: %s", what, reason)
+            self.failing[what] = reason[:500]
+        else:
+            self.failing.pop(what, None)
+
+    def refresh_grid(self) -> None:
+        self.grid = series.intensity_now(self.ledger, self.now())
+
+    def refresh_teams(self) -> None:
+        now = self.now()
+        recent_since = datetime.combine((now - RECENT).date(), datetime.min.time(), UTC)
+        stale = self._older_at is None or (now - self._older_at).total_seconds() > OLDER_EVERY_S
+        if stale or self._older_until != recent_since:
+            self._older = self._grams(self._oldest(), recent_since)
+            self._older_until, self._older_at = recent_since, now
+        grams = dict(self._older)
+        for team, value in self._grams(recent_since, now).items():
+            grams[team] = grams.get(team, 0.0) + value
+        self.teams.update(grams)
+
+    def _grams(self, since: datetime, until: datetime) -> dict[str, float]:
+        if since >= until:
+            return {}
+        return reports.team_grams(self.ledger, self.rollup, since=since, until=until)
+
+    def _oldest(self) -> datetime:
+        """Start of the oldest thing kept; now when the ledger is empty."""
+        oldest = [
+            row["oldest"]
+            for sql in (
+                "SELECT count() AS n, toUnixTimestamp(min(window)) AS oldest FROM devices",
+                "SELECT count() AS n, toUnixTimestamp(min(slot)) AS oldest FROM slots",
+            )
+            for row in self.ledger.query(sql).to_pylist()
+            if row["n"]
+        ]
+        return datetime.fromtimestamp(min(oldest), UTC) if oldest else self.now()

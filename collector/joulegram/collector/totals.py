@@ -1,0 +1,146 @@
+"""Counters that never fall, a restart included: joules by node, grams by team.
+
+A counter of Prometheus that falls reads as a restart from zero, and everything it ever
+counted would be counted again. So both kinds start from the ledger.
+"""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.live import COMPONENTS, MAX_NODES
+from joulegram.v1.telemetry_pb2 import Frame
+
+MAX_TEAMS = 500
+OTHER = "other"  # the label at the bound
+
+# Raw rows where they are kept, else the slots; a frame counts once its header is there.
+RAW_UJ = """
+SELECT node, component, sum(energy_uj) AS uj FROM devices FINAL
+WHERE (node, window, epoch, seq) IN (SELECT node, window, epoch, seq FROM rows WHERE row = 0)
+GROUP BY node, component"""
+SLOTS_UJ = """
+SELECT node, component, sum(energy_uj) AS uj FROM slots FINAL
+WHERE entry = 'device'
+  AND slot < (SELECT if(count() = 0, toDateTime('2100-01-01 00:00:00', 'UTC'),
+                        toStartOfDay(min(window))) FROM devices)
+  AND (node, slot, generation) IN (
+      SELECT node, slot, max(generation) FROM slots GROUP BY node, slot)
+GROUP BY node, component"""
+NEWEST = "SELECT count() AS frames, toUnixTimestamp(max(window)) AS newest FROM devices"
+
+
+@dataclass(slots=True)
+class EnergyTotals:
+    """Energy by (node, component), uJ: what the ledger holds, and every durable frame since.
+
+    Load before the first frame comes; then offer each frame that was stored exactly once.
+    Beyond `max_nodes` new nodes share the label `other`.
+    """
+
+    max_nodes: int = MAX_NODES
+    newest_window_s: int = 0  # start of the newest window that is durable; 0: none
+    _uj: dict[tuple[str, str], int] = field(default_factory=dict)
+    _nodes: set[str] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def load(self, ledger: ChdbLedger) -> None:
+        """Start from the ledger. Blocking."""
+        for sql in (RAW_UJ, SLOTS_UJ):
+            for row in ledger.query(sql).to_pylist():
+                self._add(row["node"], row["component"], int(row["uj"]))
+        (newest,) = ledger.query(NEWEST).to_pylist()
+        if newest["frames"]:
+            self.newest_window_s = int(newest["newest"])
+
+    def on_durable(self, frames: Sequence[Frame]) -> None:
+        """Add frames that were stored now; a duplicate must not come here."""
+        with self._lock:
+            for frame in frames:
+                for device in frame.devices:
+                    self._add(frame.node, device.component, device.energy_uj)
+                self.newest_window_s = max(self.newest_window_s, frame.window_start_ms // 1000)
+
+    def items(self) -> list[tuple[str, str, int]]:
+        """(node, component, uJ), each pair once."""
+        with self._lock:
+            return [(node, component, uj) for (node, component), uj in self._uj.items()]
+
+    def _add(self, node: str, component: str, uj: int) -> None:
+        if node not in self._nodes:
+            if len(self._nodes) >= self.max_nodes:
+                node = OTHER
+            self._nodes.add(node)
+        key = (node, component if component in COMPONENTS else "other")
+        self._uj[key] = self._uj.get(key, 0) + uj
+
+
+class TeamGrams:
+    """Grams by team as a counter: never lower than it was ever shown.
+
+    Grams are a join, so a revised intensity may lower what is known of the past. The counter
+    then stands still until it is caught up; what it withholds meanwhile is a gauge. What was
+    shown is kept in the ledger, since a restart must not lower it either.
+    """
+
+    def __init__(self, ledger: ChdbLedger) -> None:
+        self._ledger = ledger
+        self._shown: dict[str, float] = {}
+        self._known: dict[str, float] = {}
+
+    def load(self) -> None:
+        """What was shown before the restart. Blocking."""
+        stored = self._ledger.query(
+            "SELECT value FROM settings WHERE kind = 'shown' AND name = 'team_co2e_grams'"
+        )
+        # Versions that were not merged yet may stand side by side; each is only ever greater.
+        for value in stored.column("value").to_pylist():
+            self._raise(json.loads(value))
+
+    def update(self, grams: Mapping[str, float]) -> None:
+        """Take what the join says now, and keep it before it is shown. Blocking."""
+        self._known = _bounded(grams, self._shown)
+        before = dict(self._shown)
+        self._raise(self._known)
+        if self._shown != before:
+            self._keep()
+
+    def items(self) -> Iterator[tuple[str, float, float]]:
+        """(team, grams shown, grams withheld)."""
+        for team, shown in sorted(self._shown.items()):
+            yield team, shown, shown - self._known.get(team, 0.0)
+
+    def _raise(self, grams: Mapping[str, float]) -> None:
+        # A new dict, so that a reader in another thread never sees it half made.
+        raised = dict(self._shown)
+        for team, value in grams.items():
+            raised[team] = max(value, raised.get(team, 0.0))
+        self._shown = raised
+
+    def _keep(self) -> None:
+        self._ledger.insert(
+            "settings",
+            {
+                "kind": ["shown"],
+                "name": ["team_co2e_grams"],
+                "valid_from": [0],
+                "known_at_ms": [0],  # one key, so that merges leave one row
+                "value": [json.dumps(self._shown)],
+            },
+        )
+
+
+def _bounded(grams: Mapping[str, float], shown: Mapping[str, float]) -> dict[str, float]:
+    """At most MAX_TEAMS labels; a team that has one keeps it, later ones share `other`."""
+    bounded: dict[str, float] = {}
+    labels = set(shown)
+    for team in sorted(grams):
+        label = team
+        if team not in labels:
+            if len(labels) >= MAX_TEAMS:
+                label = OTHER
+            labels.add(label)
+        bounded[label] = bounded.get(label, 0.0) + grams[team]
+    return bounded
