@@ -3,7 +3,9 @@
 CollectorError                    says what is wrong and what to do next
 ├── LedgerInUse                   another process holds the ledger directory
 ├── SchemaTooNew                  the ledger was written by a newer joulegram
-└── UnknownZone                   a grid zone that no table knows
+├── UnknownZone                   a grid zone that no table knows
+├── BadSetting                    a value of the configuration that cannot hold
+└── BadQuestion                   a report asked in a way that has no answer
 
 Stages (joulegram.collector.stages) raise Busy and Poison.
 """
@@ -23,3 +25,11 @@ class SchemaTooNew(CollectorError):
 
 class UnknownZone(CollectorError):
     """A grid zone that no table knows; the message lists the nearest names."""
+
+
+class BadSetting(CollectorError):
+    """A configuration value that cannot hold; the message names the key and the remedy."""
+
+
+class BadQuestion(CollectorError):
+    """A report asked in a way that has no answer; the message says what is accepted."""
