@@ -1,6 +1,8 @@
 """Errors of the agent.
 
 AgentError                        says what is wrong and what to do next
+├── BadSetting                    a configuration value the agent cannot work with
+├── NotConserved                  a frame whose rows do not sum to its devices: a defect
 ├── SensorDenied                  a counter exists, and this user may not read it
 ├── SensorFailed                  a counter exists, and could not be read this time
 ├── SpoolFailed                   the spool could not keep or give what was asked
@@ -11,6 +13,14 @@ AgentError                        says what is wrong and what to do next
 
 class AgentError(Exception):
     """Says what is wrong, names the thing, and says what to do next."""
+
+
+class BadSetting(AgentError):
+    """A configuration value the agent cannot work with."""
+
+
+class NotConserved(AgentError):
+    """A frame whose rows do not sum to its devices: a defect of the agent."""
 
 
 class SensorDenied(AgentError):

@@ -1,0 +1,39 @@
+"""`joulegram agent`: meters this node and reports to a collector, or prints its frames."""
+
+import logging
+import signal
+import sys
+import threading
+
+from joulegram.agent.config import AgentConfig, AgentOptions
+from joulegram.agent.frames import as_json
+from joulegram.agent.meter import Meter
+
+HELP = "meter this node: energy per process and workload, sent to a collector or printed"
+TABLES = {"agent": AgentConfig}
+OPTIONS = AgentOptions
+
+
+def run(agent: AgentConfig, options: AgentOptions) -> int:
+    """Run until SIGTERM or SIGINT, or for `options.frames` frames. Returns the exit code."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="joulegram agent: %(message)s"
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if options.print:
+        return print_frames(Meter(agent), options.frames, stop)
+    from joulegram.agent.run import serve  # gRPC and SQLite: not needed for printing
+
+    return serve(Meter(agent), agent, stop, frames=options.frames)
+
+
+def print_frames(meter: Meter, count: int, stop: threading.Event) -> int:
+    """Write frames as JSON lines; `count` 0: until `stop`."""
+    for frame in meter.frames(stop):
+        sys.stdout.write(as_json(frame) + "\n")
+        sys.stdout.flush()
+        if count and meter.seq >= count:
+            break
+    return 0

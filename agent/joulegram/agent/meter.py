@@ -1,0 +1,143 @@
+"""The loop: a tick on the clock's own multiples, a frame for every window."""
+
+import logging
+import secrets
+import threading
+from collections.abc import Iterator
+
+from joulegram.agent.attribution import attribute
+from joulegram.agent.cgroups import Cgroups
+from joulegram.agent.clock import Clock, SystemClock
+from joulegram.agent.config import AgentConfig
+from joulegram.agent.conservation import check
+from joulegram.agent.energy import Devices
+from joulegram.agent.errors import BadSetting, NotConserved
+from joulegram.agent.frames import frame_of
+from joulegram.agent.identity import Identity
+from joulegram.agent.machine import boot_id, sensors
+from joulegram.agent.procfs import Processes
+from joulegram.agent.usage import Usage
+from joulegram.agent.windows import Timeline, Window
+from joulegram.v1.telemetry_pb2 import Frame
+
+log = logging.getLogger(__name__)
+
+SLOT_MS = 300_000
+RESCAN_NS = 10_000_000_000  # how often sensors are looked for: hot-plug
+
+
+class Meter:
+    """Turns this machine's counters into frames.
+
+    Raises: BadSetting when tick and window do not fit.
+    """
+
+    def __init__(self, config: AgentConfig, clock: Clock | None = None) -> None:
+        self._config = config
+        self._clock = clock or SystemClock()
+        self.tick_ms, self.window_ms = timing_ms(config.tick_s, config.window_s)
+        self.epoch = secrets.randbits(64)
+        self.seq = 0
+        self.devices = Devices(self._clock, config.tick_s, config.idle_w)
+        self._find_sensors()
+        unknown = sorted(set(config.idle_w) - set(self.devices.metered))
+        if unknown:
+            log.warning(
+                "idle_w names %s, which this machine does not have; its devices are %s",
+                ", ".join(unknown),
+                ", ".join(sorted(self.devices.metered)) or "none",
+            )
+        processes = Processes(config.procfs)
+        cgroups = Cgroups(config.cgroupfs, self._clock)
+        self._identity = Identity(
+            config.procfs, processes, cgroups, config.scope or "site", config.node
+        )
+        self._usage = Usage(
+            config.procfs, processes, cgroups, self._identity, config.fold_cores
+        )
+        self._boot_id = boot_id(config.procfs)
+        self.unsound = 0  # frames withheld because their sums did not hold
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Yield a frame per window, from the first whole one on, until `stop` is set.
+
+        The window that is open then is closed early: what it holds is not lost.
+        """
+        clock = self._clock
+        timeline = Timeline(self.window_ms, clock.wall_ns(), clock.mono_ns())
+        found_ns = clock.mono_ns()
+        self._read(timeline)
+        while not clock.wait(stop, self._until_tick_s()):
+            timeline.advance(clock.wall_ns(), clock.mono_ns())
+            self._read(timeline)
+            now_ns = clock.mono_ns()
+            yield from self._ready(timeline, now_ns)
+            if now_ns - found_ns > RESCAN_NS:
+                found_ns = now_ns
+                self._find_sensors()
+        timeline.advance(clock.wall_ns(), clock.mono_ns())
+        self._read(timeline)
+        timeline.close(clock.mono_ns())
+        for window in timeline.open:
+            yield from self._sound(window)
+
+    def _read(self, timeline: Timeline) -> None:
+        self.devices.tick(timeline)
+        self._usage.tick(timeline, self._clock.mono_ns())
+
+    def _ready(self, timeline: Timeline, now_ns: int) -> Iterator[Frame]:
+        """Frames of the windows that have ended and wait for no counter."""
+        while len(timeline.open) > 1:
+            window = timeline.open[0]
+            self.devices.give_up_late(window, now_ns)
+            if self.devices.wait_for(window):
+                return
+            del timeline.open[0]
+            yield from self._sound(window)
+
+    def _sound(self, window: Window) -> Iterator[Frame]:
+        """The window's frame, unless its sums do not hold: then nobody shall see it."""
+        try:
+            yield self._frame(window)
+        except NotConserved as exc:
+            self.unsound += 1
+            log.error("%s", exc)
+
+    def _frame(self, window: Window) -> Frame:
+        uses = self._usage.close(window)
+        devices, shares = attribute(
+            self.devices.of(window), window.length_ms, [use.cpu_ns for use in uses]
+        )
+        frame = frame_of(window, devices, uses, shares, self._identity)
+        check(frame)
+        self.seq += 1
+        frame.node, frame.epoch, frame.seq = self._config.node, self.epoch, self.seq
+        frame.boot_id = self._boot_id
+        return frame
+
+    def _find_sensors(self) -> None:
+        config = self._config
+        for sensor in sensors(config.sysfs, config.procfs, config.tdp_w, self._clock):
+            self.devices.add(sensor)
+
+    def _until_tick_s(self) -> float:
+        """Time until the next multiple of the tick in UTC, s."""
+        now_ns = self._clock.wall_ns()
+        tick_ns = self.tick_ms * 1_000_000
+        return (tick_ns - now_ns % tick_ns) / 1e9
+
+
+def timing_ms(tick_s: float, window_s: float) -> tuple[int, int]:
+    """Tick and window in ms. Raises: BadSetting when windows would not be aligned."""
+    tick_ms, window_ms = round(tick_s * 1000), round(window_s * 1000)
+    if window_ms < 1000 or window_ms % 1000 or SLOT_MS % window_ms:
+        raise BadSetting(
+            f"--window {window_s:g}: a window is whole seconds and divides 300 s, so that it "
+            "never leaves its slot. Take 1, 2, 5, 10, 15, 20, 30, 60 or so."
+        )
+    if tick_ms < 10 or abs(tick_ms - tick_s * 1000) > 1e-6 or window_ms % tick_ms:
+        raise BadSetting(
+            f"--tick {tick_s:g}: a tick is whole milliseconds, at least 0.01 s, and divides "
+            f"the window of {window_s:g} s, so that every window ends on a tick. Take 1."
+        )
+    return tick_ms, window_ms

@@ -1,0 +1,131 @@
+"""CPU and DRAM energy from the kernel's powercap counters (RAPL, Intel and AMD).
+
+Reads  <sysfs>/class/powercap/intel-rapl*:*/{name,energy_uj,max_energy_range_uj,
+       constraint_0_max_power_uw}
+Format https://docs.kernel.org/power/powercap/powercap.html
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from joulegram.agent.errors import SensorDenied, SensorFailed
+from joulegram.agent.textfile import Torn, as_count, as_line, read_whole
+
+ZONE = re.compile(r"intel-rapl(-mmio)?:\d+(:\d+)*")
+PACKAGE = re.compile(r"package-(\d+)(?:-die-(\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class RaplZone:
+    """One energy counter; it grows, and starts again from 0 after `range_uj`."""
+
+    path: Path
+    device: str  # cpu0, dram0, cpu1-die0, platform
+    component: str  # cpu, dram, other
+    range_uj: int
+    max_power_w: float  # 0: the kernel does not say
+    quality: str = "measured"
+    floor_w: float = 0.0  # idle floor; RAPL knows none
+
+    @classmethod
+    def find(cls, sysfs: Path) -> list[Self]:
+        """Every zone of this machine that is counted once. None is an answer, not an error.
+
+        The package's cores and graphics lie inside the package; a memory-mapped (mmio) twin
+        of a package counts the same energy again. Both are left out.
+        """
+        folders = _folders(sysfs)
+        names = {zone: _name(path) for zone, path in folders.items()}
+        found: dict[str, Self] = {}
+        # mmio zones sort last, so that a twin finds its original already there.
+        for zone in sorted(folders, key=lambda z: ("-mmio" in z, _numbers(z))):
+            device, component = _identify(zone, names)
+            if not component or ("-mmio" in zone and device in found):
+                continue
+            device = _unused(device, found)
+            found[device] = cls(
+                folders[zone],
+                device,
+                component,
+                range_uj=_count(folders[zone] / "max_energy_range_uj"),
+                max_power_w=_count(folders[zone] / "constraint_0_max_power_uw") / 1e6,
+            )
+        return list(found.values())
+
+    def read_uj(self) -> int:
+        """Raises: SensorDenied where only root may read the counter, SensorFailed otherwise."""
+        path = self.path / "energy_uj"
+        try:
+            return read_whole(path, as_count)
+        except PermissionError as exc:
+            raise SensorDenied(
+                f"cannot read {path}: energy counters are root-only since Linux 5.10. Run the "
+                "agent as root or give it CAP_DAC_READ_SEARCH."
+            ) from exc
+        except (OSError, Torn) as exc:
+            raise SensorFailed(f"cannot read {path}: {exc}") from exc
+
+
+def _folders(sysfs: Path) -> dict[str, Path]:
+    """Zone name -> folder. Zones appear flat in class/powercap and nested in one another."""
+    folders: dict[str, Path] = {}
+    waiting = [sysfs / "class" / "powercap"]
+    while waiting:
+        try:
+            entries = sorted(waiting.pop().iterdir())
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.name in ("intel-rapl", "intel-rapl-mmio"):  # the control types
+                waiting.append(entry)
+            elif ZONE.fullmatch(entry.name) and entry.name not in folders:
+                folders[entry.name] = entry
+                waiting.append(entry)
+    return folders
+
+
+def _identify(zone: str, names: dict[str, str]) -> tuple[str, str]:
+    """(device, component); component is "" for a zone that lies inside another."""
+    name = names[zone]
+    if package := PACKAGE.fullmatch(name):
+        return f"cpu{_place(package)}", "cpu"
+    if name == "psys":
+        return "platform", "other"
+    if name == "dram":
+        package = PACKAGE.fullmatch(names.get(zone.rpartition(":")[0], ""))
+        return f"dram{_place(package) if package else _numbers(zone)[0]}", "dram"
+    return name, ""
+
+
+def _place(package: re.Match[str]) -> str:
+    number, die = package.groups()
+    return number if die is None else f"{number}-die{die}"
+
+
+def _unused(device: str, taken: Collection[str]) -> str:
+    name, n = device, 1
+    while name in taken:
+        n += 1
+        name = f"{device}-{n}"
+    return name
+
+
+def _numbers(zone: str) -> list[int]:
+    return [int(part) for part in zone.split(":")[1:]]
+
+
+def _name(path: Path) -> str:
+    try:
+        return read_whole(path / "name", as_line)
+    except (OSError, Torn):
+        return ""
+
+
+def _count(path: Path) -> int:
+    try:
+        return read_whole(path, as_count)
+    except (OSError, Torn):
+        return 0

@@ -1,0 +1,61 @@
+"""Reading the kernel's small text files, whole or not at all.
+
+A reader may meet a file in the middle of being written (a captured tree that is played back,
+a driver that prints in two steps). What does not end in a newline is torn: read again.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+PAUSE_S = 0.0005
+
+
+class Torn(ValueError):
+    """The file did not hold one whole value in any of the attempts."""
+
+
+def read_whole(path: Path, parse: Callable[[bytes], T | None]) -> T:
+    """Read until `parse` accepts the bytes.
+
+    Args:
+        parse: returns None for bytes that are torn.
+    Raises: OSError when the file cannot be read; Torn when it never held a whole value.
+    """
+    raw = b""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE_S)
+        raw = path.read_bytes()
+        value = parse(raw)
+        if value is not None:
+            return value
+    raise Torn(f"{path} does not hold one whole value: {raw[:80]!r}")
+
+
+def as_count(raw: bytes) -> int | None:
+    """The non-negative integer of a one-line file, or None when the line is torn."""
+    if raw.endswith(b"\n") and (digits := raw[:-1]).isdigit():
+        return int(digits)
+    return None
+
+
+def as_line(raw: bytes) -> str | None:
+    """The text of a one-line file, shown as `visible` does, or None when it is torn."""
+    if raw.endswith(b"\n") and raw.count(b"\n") == 1:
+        return visible(raw[:-1])
+    return None
+
+
+def visible(name: bytes | str) -> str:
+    r"""A name as text that any format can carry: what is not UTF-8 becomes \xNN.
+
+    Args:
+        name: bytes as the kernel gave them, or text in which os.fsdecode kept such bytes.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,133 @@
+"""Who used the CPU in each window: processes, and what their cgroups counted beyond them."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from joulegram.agent.cgroups import Cgroups
+from joulegram.agent.identity import Identity
+from joulegram.agent.procfs import Process, Processes, Scan, cpu_times
+from joulegram.agent.textfile import Torn
+from joulegram.agent.windows import Timeline, Window
+from joulegram.agent.workloads import NOBODY, Owner
+
+# A reader may come a while after a scheduler or a replayed tree has written.
+PLAUSIBLE_SLACK_NS = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """CPU time of one process, or of what a workload used beyond its listed processes."""
+
+    owner: Owner
+    process: Process | None  # None: the remainder
+    cpu_ns: int
+
+
+@dataclass(slots=True)
+class Usage:
+    """Reads processes and cgroups at every tick; says who used what when a window closes.
+
+    Args:
+        fold_cores: processes that used less than this many CPUs over a window are counted in
+            their workload's remainder.
+    """
+
+    procfs: Path
+    processes: Processes
+    cgroups: Cgroups
+    identity: Identity
+    fold_cores: float
+    _cpus: int = 1
+    _interrupts: tuple[int, int] | None = None  # (monotonic ns, ns of interrupts)
+    _before_ns: int | None = None
+    _owed_ns: dict[str, int] = field(default_factory=dict)  # per cgroup, <= 0
+
+    def tick(self, timeline: Timeline, now_ns: int) -> None:
+        """Read everything once. Raises: OSError when procfs is not there."""
+        elapsed_ns = now_ns - self._before_ns if self._before_ns is not None else 0
+        plausible_ns = (elapsed_ns + PLAUSIBLE_SLACK_NS) * self._cpus
+        self._before_ns = now_ns
+        self._read_interrupts(timeline, now_ns)
+        # Counters before their processes: a process that ran on in between is a debt of its
+        # cgroup, which the next reading settles, not a remainder that nobody can settle.
+        for change in self.cgroups.scan(plausible_ns):
+            for window, part, _ in timeline.spread(change.used_ns, change.since_ns, change.at_ns):
+                own = window.group_ns
+                own[change.path] = own.get(change.path, 0) + part
+                if change.parent is not None:
+                    own[change.parent] = own.get(change.parent, 0) - part
+        scan = self.processes.scan(now_ns, plausible_ns)
+        for process in scan.met:
+            self.identity.place(process)
+        for used in scan.changes:
+            place = self.identity.place(used.process)
+            key = used.process, place.owner, place.group
+            for window, part, _ in timeline.spread(used.used_ns, used.since_ns, now_ns):
+                window.process_ns[key] = window.process_ns.get(key, 0) + part
+        if not self.cgroups.count_anything:
+            self._charge_reaped(timeline, scan)
+
+    def close(self, window: Window) -> list[Use]:
+        """Everybody's use of a window, in a fixed order; every use is > 0."""
+        claimed: dict[str, int] = defaultdict(int)
+        rest: dict[Owner, int] = defaultdict(int, window.owner_ns)
+        by_process: dict[tuple[Owner, Process], int] = defaultdict(int)
+        fold_ns = self.fold_cores * window.length_ms * 1_000_000
+        for (process, owner, group), used_ns in window.process_ns.items():
+            if group is not None:
+                claimed[group] += used_ns
+            by_process[owner, process] += used_ns
+        uses = []
+        for (owner, process), used_ns in by_process.items():
+            if used_ns >= fold_ns:
+                uses.append(Use(owner, process, used_ns))
+            else:
+                rest[owner] += used_ns
+        for group in sorted(window.group_ns.keys() | claimed.keys() | self._owed_ns.keys()):
+            beyond_ns = (
+                window.group_ns.get(group, 0) - claimed.get(group, 0) + self._owed_ns.pop(group, 0)
+            )
+            if beyond_ns < 0:
+                self._owed_ns[group] = beyond_ns
+            elif beyond_ns > 0:
+                rest[self.identity.of_group(group)] += beyond_ns
+        self._forget_debts()
+        uses += [Use(owner, None, ns) for owner, ns in rest.items() if ns > 0]
+        return sorted(uses, key=_fixed_order)
+
+    def _read_interrupts(self, timeline: Timeline, now_ns: int) -> None:
+        try:
+            times = cpu_times(self.procfs)
+        except (OSError, Torn):
+            return  # the next reading says it all
+        self._cpus = times.cpus
+        if self._interrupts is not None:
+            before_ns, counted_ns = self._interrupts
+            used_ns = times.interrupts_ns - counted_ns
+            if used_ns > 0:
+                for window, part, _ in timeline.spread(used_ns, before_ns, now_ns):
+                    window.owner_ns[NOBODY] = window.owner_ns.get(NOBODY, 0) + part
+        self._interrupts = now_ns, times.interrupts_ns
+
+    def _charge_reaped(self, timeline: Timeline, scan: Scan) -> None:
+        """Where no cgroup counts: children that came and went show in who waited for them."""
+        seen_ns: dict[int, int] = defaultdict(int)  # parent -> use of its children already charged
+        for process in scan.ended:
+            seen_ns[process.parent] += process.used_ns + process.reaped_ns
+        for change in scan.changes:
+            unseen_ns = change.reaped_ns - seen_ns[change.process.pid]
+            if unseen_ns > 0:
+                owner = self.identity.place(change.process).owner
+                for window, part, _ in timeline.spread(unseen_ns, change.since_ns, scan.at_ns):
+                    window.owner_ns[owner] = window.owner_ns.get(owner, 0) + part
+
+    def _forget_debts(self) -> None:
+        """A cgroup that is gone owes nobody."""
+        for group in [g for g in self._owed_ns if self.cgroups.owner(g) != g]:
+            del self._owed_ns[group]
+
+
+def _fixed_order(use: Use) -> tuple[Owner, int, int]:
+    process = use.process
+    return use.owner, process.pid if process else 0, process.start_ticks if process else 0
