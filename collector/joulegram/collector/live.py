@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from joulegram.collector import teams
 from joulegram.v1.telemetry_pb2 import Frame, Workload
 
 COMPONENTS = ("cpu", "dram", "gpu", "other")
@@ -164,6 +165,13 @@ class Live:
     def __len__(self) -> int:
         return len(self._newest)
 
+    def window_s(self) -> float:
+        """Length of the latest window that came, s; 0 before the first."""
+        with self._lock:
+            if not self._newest:
+                return 0.0
+            return self._newest[next(reversed(self._newest))].frames[-1].window_ms / 1000
+
     def now(self) -> Now:
         """Everything, as of this moment. Reads frames that nobody has read yet."""
         at_ms = self.now_ms()
@@ -176,6 +184,24 @@ class Live:
                 entry.read = read_window(entry.frames, entry.received_at_ms, self.team_of)
             (silent if _is_silent(entry, at_ms) else current).append(entry.read)
         return _together(at_ms, current, silent)
+
+
+def by_rules(rules: Sequence[Mapping[str, str]], now_ms: ClockMs = _wall_clock_ms) -> TeamOf:
+    """The team of a workload by the operator's rules, as `teams.check_rules` returns them."""
+
+    def team_of(workload: Workload) -> str:
+        who = {
+            "scope": workload.scope,
+            "kind": workload.kind,
+            "id": workload.id,
+            "user": workload.user,
+            "project": workload.project,
+            "name": workload.name,
+            "attributes": dict(workload.attributes),
+        }
+        return teams.team_of(rules, who, now_ms() // 1000)
+
+    return team_of
 
 
 def _same(one: Frame, other: Frame) -> bool:

@@ -188,7 +188,7 @@ class CollectorMetrics(Collector):
         yield _metric(LIVE_NODES_LIMIT, [((), self.live.max_nodes)])
         yield _metric(LIVE_NODES_FORGOTTEN, [((), self.live.forgotten)])
         yield _metric(REFRESH_FAILING, [((what,), 1) for what in sorted(self.standing.failing)])
-        yield _metric(BUILD_INFO, [((_version(),), 1)])
+        yield _metric(BUILD_INFO, [((running_version(),), 1)])
 
 
 def _of_nodes(now: Now) -> Iterator[Metric]:
@@ -280,7 +280,8 @@ def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     return encode(registry), content_type
 
 
-def _version() -> str:
+def running_version() -> str:
+    """Of the installed package."""
     try:
         return version("joulegram")
     except PackageNotFoundError:
