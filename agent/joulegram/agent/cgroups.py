@@ -124,7 +124,11 @@ class Cgroups:
             above, depth = waiting.pop()
             try:
                 with os.scandir(f"{self._root}{above}") as entries:
-                    found = [(f"{above}/{e.name}", e.inode()) for e in entries if e.is_dir(follow_symlinks=False)]
+                    found = [
+                        (f"{above}/{entry.name}", entry.inode())
+                        for entry in entries
+                        if entry.is_dir(follow_symlinks=False)
+                    ]
             except OSError:
                 continue
             yield from found
@@ -138,8 +142,7 @@ class Cgroups:
         except OSError:
             file = -1
         try:
-            with open(f"{folder}/cgroup.type", "rb") as text:
-                threaded = text.read().strip() == b"threaded"
+            threaded = Path(folder, "cgroup.type").read_bytes().strip() == b"threaded"
         except OSError:
             threaded = False
         return Cgroup(path, inode, threaded, file)
@@ -169,7 +172,7 @@ def memberships(groups: bytes) -> list[tuple[str, str]]:
     """(controllers, path) per line of a /proc/<pid>/cgroup; controllers is "" for v2."""
     found = []
     for line in groups.splitlines():
-        _, controllers, path = (line.split(b":", 2) + [b"", b""])[:3]
+        _, controllers, path = [*line.split(b":", 2), b"", b""][:3]
         found.append((controllers.decode(errors="replace"), _clean(os.fsdecode(path))))
     return found
 

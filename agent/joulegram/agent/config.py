@@ -32,10 +32,13 @@ class AgentConfig:
     )
     http: str = field(
         default="127.0.0.1:7472",
-        metadata={"flag": "agent-http", "help": "HOST:PORT of the agent's own /metrics; empty: none"},
+        metadata={
+            "flag": "agent-http",
+            "help": "HOST:PORT of the agent's own /metrics; empty: none",
+        },
     )
     scope: str = field(
-        default="", metadata={"help": "the cluster's name, for jobs, pods and users; default: node"}
+        default="", metadata={"help": "the cluster's name, for jobs, pods and users; default: site"}
     )
     idle_w: Mapping[str, float] = field(
         default_factory=dict,

@@ -18,6 +18,10 @@ log = logging.getLogger(__name__)
 LATE_NS = 30_000_000_000
 
 
+# A bridge may reach a little into the next window: a tick reads just after a window's end.
+BRIDGED_SHARE = 0.02
+
+
 class Sensor(Protocol):
     """One energy counter of one device."""
 
@@ -107,7 +111,7 @@ class Devices:
         device = self.metered[name]
         gathered = window.energy.get(name) or DeviceEnergy()
         quality = device.sensor.quality
-        if quality == MEASURED and gathered.bridged:
+        if quality == MEASURED and window.coverage(gathered.bridged_ns) > BRIDGED_SHARE:
             quality = DERIVED
         return Metered(
             name,
@@ -142,5 +146,5 @@ class Devices:
             gathered = window.energy.setdefault(device.sensor.device, DeviceEnergy())
             gathered.energy_uj += energy_uj
             gathered.covered_ns += inside_ns
-            gathered.bridged |= interval.bridged
+            gathered.bridged_ns += inside_ns if interval.bridged else 0
             gathered.late |= inside_ns == 0

@@ -52,9 +52,7 @@ class Meter:
         self._identity = Identity(
             config.procfs, processes, cgroups, config.scope or "site", config.node
         )
-        self._usage = Usage(
-            config.procfs, processes, cgroups, self._identity, config.fold_cores
-        )
+        self._usage = Usage(config.procfs, processes, cgroups, self._identity, config.fold_cores)
         self._boot_id = boot_id(config.procfs)
         self.unsound = 0  # frames withheld because their sums did not hold
 

@@ -125,7 +125,8 @@ class Processes:
         """
         scan = Scan(now_ns)
         known, pread = self._known, os.pread
-        listing = [int(name) for name in os.listdir(self._root) if name.isdigit()]
+        # Not Path.iterdir: it makes an object per process.
+        listing = [int(name) for name in os.listdir(self._root) if name.isdigit()]  # noqa: PTH208
         self._retries = RETRIES_PER_SCAN
         for pid in listing:
             process = known.get(pid)
@@ -208,7 +209,7 @@ class Processes:
         if name != process.name:  # new, or it called exec: credentials may have changed too
             process.name = name
             try:
-                process.uid = os.stat(self._root / str(process.pid)).st_uid
+                process.uid = (self._root / str(process.pid)).stat().st_uid
             except OSError:
                 process.uid = 0
         process.raw = raw

@@ -26,7 +26,7 @@ class DeviceEnergy:
 
     energy_uj: int = 0
     covered_ns: int = 0
-    bridged: bool = False  # readings are missing; the energy is known, its course is not
+    bridged_ns: int = 0  # readings are missing; the energy is known, its course is not
     late: bool = False  # holds energy of windows that were already sent
 
 
