@@ -14,9 +14,13 @@ AgentError                        says what is wrong and what to do next
 class AgentError(Exception):
     """Says what is wrong, names the thing, and says what to do next."""
 
+    for_people = True  # the command line prints it as one line
+
 
 class BadSetting(AgentError):
     """A configuration value the agent cannot work with."""
+
+    exit_status = 2
 
 
 class NotConserved(AgentError):

@@ -14,6 +14,8 @@ Stages (joulegram.collector.stages) raise Busy and Poison.
 class CollectorError(Exception):
     """Says what is wrong, names the thing, and says what to do next."""
 
+    for_people = True  # the command line prints it as one line
+
 
 class LedgerInUse(CollectorError):
     """Another process holds the ledger directory."""
@@ -29,6 +31,8 @@ class UnknownZone(CollectorError):
 
 class BadSetting(CollectorError):
     """A configuration value that cannot hold; the message names the key and the remedy."""
+
+    exit_status = 2
 
 
 class BadQuestion(CollectorError):
