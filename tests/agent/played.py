@@ -184,7 +184,8 @@ class Machine:
         folder = self.root / f"proc/{task.pid}"
         ticks, reaped = int(task.used_s * 100), int(task.reaped_s * 100)
         head = f"{task.pid} (".encode() + task.comm + b") S "
-        tail = f"{task.parent} 1 1 0 -1 {task.flags} 0 0 0 0 {ticks} 0 {reaped} 0 20 0 1 0 {task.start}"
+        times = f"{ticks} 0 {reaped} 0 20 0 1 0 {task.start}"
+        tail = f"{task.parent} 1 1 0 -1 {task.flags} 0 0 0 0 {times}"
         (folder / "stat").write_bytes(head + tail.encode() + b" 0" * 30 + b"\n")
         line = b"0::" if self.version == 2 else b"4:cpu,cpuacct:"
         (folder / "cgroup").write_bytes(line + task.group + b"\n")

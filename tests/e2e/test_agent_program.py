@@ -1,0 +1,112 @@
+"""The shipped agent, through its flags, on a tree that a feeder rewrites in real time."""
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from tests.agent.played import Machine
+
+STEP_S = 0.25
+
+
+@contextlib.contextmanager
+def fed(machine):
+    """Advance the machine in real time, a step behind the truth, its files in changing order."""
+    stop = threading.Event()
+
+    def feed():
+        before = time.monotonic()
+        while not stop.wait(STEP_S):
+            now = time.monotonic()
+            order = list(machine.zones.items())
+            random.Random(int(now * 1000)).shuffle(order)  # noqa: S311
+            machine.zones = dict(order)
+            machine.advance(now - before)
+            before = now
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def agent(machine, *flags, frames=8):
+    done = subprocess.run(
+        [sys.executable, "-m", "joulegram.cli.main", "agent", "--print", f"--frames={frames}"]
+        + ["--node=played", "--tick=0.2", "--window=1"]
+        + [f"--{name}={machine.root}/{path}" for name, path in ROOTS.items()]
+        + list(flags),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+ROOTS = {"sysfs": "sys", "procfs": "proc", "cgroupfs": "cgroup"}
+
+
+def joules(frames, kind, id_=""):
+    return sum(
+        sum(row[f"{c}_uj"] for c in ("cpu", "dram", "gpu", "other"))
+        for frame in frames
+        for row in frame["rows"]
+        if (frame["workloads"][row["workload"]]["kind"], frame["workloads"][row["workload"]]["id"])
+        == (kind, id_)
+    ) / 1e6
+
+
+def test_frames_of_a_played_machine_hold_every_joule(tmp_path):
+    machine = Machine(tmp_path)
+    machine.zone("intel-rapl:0", "package-0", watts=200)
+    machine.zone("intel-rapl:0:0", "dram", watts=20)
+    machine.task(10, group=b"/system.slice/a.service", cores=16)
+    machine.cgroup("/system.slice/b.service", extra_cores=4.0)
+    machine.task(12, comm=b"\xff) R 1 (", cores=4)
+    with fed(machine):
+        frames = agent(machine, "--idle-w=cpu0=125")
+    assert [f["seq"] for f in frames] == list(range(1, 9))
+    for before, after in zip(frames, frames[1:], strict=False):
+        assert after["window_start_ms"] - before["window_start_ms"] == 1000
+    for frame in frames:
+        for component in ("cpu", "dram", "other"):
+            drawn = sum(d["energy_uj"] for d in frame["devices"] if d["component"] == component)
+            assert drawn == sum(row[f"{component}_uj"] for row in frame["rows"])
+    # A counter seen half a step late moves energy between windows, not out of them.
+    later = frames[2:]
+    seconds = len(later)
+    assert joules(later, "idle") == pytest.approx(125 * seconds, rel=0.05)
+    active = (75 + 20) * seconds
+    assert joules(later, "systemd", "a.service") == pytest.approx(active * 16 / 24, rel=0.08)
+    assert joules(later, "systemd", "b.service") == pytest.approx(active * 4 / 24, rel=0.08)
+    assert joules(later, "system") == pytest.approx(active * 4 / 24, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--window=7"], "divides 300"),
+        (["--window=0.5"], "whole seconds"),
+        (["--tick=0.3"], "divides the window"),
+    ],
+)
+def test_a_bad_setting_is_refused_with_its_remedy(flags, says):
+    done = subprocess.run(
+        [sys.executable, "-m", "joulegram.cli.main", "agent", "--print", "--frames=1", *flags],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
