@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from joulegram.collector import teams
+from joulegram.collector.teams import RESERVED_KINDS
 from joulegram.v1.telemetry_pb2 import Frame, Workload
 
 COMPONENTS = ("cpu", "dram", "gpu", "other")
-RESERVED_KINDS = ("idle", "system", "unattributed")
 MAX_NODES = 20_000
 MAX_PROCESSES = 50  # of a node, and in a snapshot
 MAX_WORKLOADS = 200  # of a node, and in a snapshot; the rest is one row of kind REST
@@ -111,7 +111,7 @@ class _Newest:
 
 
 def _no_team(workload: Workload) -> str:
-    return "unassigned"
+    return teams.UNASSIGNED
 
 
 def _wall_clock_ms() -> int:
@@ -315,7 +315,7 @@ def _power_of(message: Workload, power_w: Mapping[str, float], team_of: TeamOf) 
         user=message.user,
         project=message.project,
         name=message.name,
-        team="" if message.kind in RESERVED_KINDS else team_of(message),
+        team=team_of(message),
         power_w=power_w,
     )
 

@@ -81,7 +81,7 @@ TEAM_POWER = Family(
     "joulegram_team_power_watts",
     "gauge",
     ("team",),
-    "Mean power now of the team's workloads, W; idle, system and unattributed apart.",
+    "Mean power now of the team's workloads, W. Idle, system and unattributed are unassigned.",
     "20 teams, further ones are `other`",
 )
 TEAM_GRAMS = Family(
@@ -217,7 +217,7 @@ def _of_workloads(now: Now) -> Iterator[Metric]:
         samples.append((("other", "", "", "", "", ""), max(0.0, rest_w)))
     yield _metric(WORKLOAD_POWER, samples)
     by_team: dict[str, float] = {}
-    for workload in now.workloads:
+    for workload in (*now.workloads, *now.reserved):
         team = _team(workload)
         by_team[team] = by_team.get(team, 0.0) + workload.total_w
     yield _metric(TEAM_POWER, _top(by_team, TOP_WORKLOADS))

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -41,13 +42,20 @@ class Standing:
 
     async def run(self) -> None:
         """Refresh until cancelled."""
+        loop = asyncio.get_running_loop()
         teams_due_s = 0.0
-        while True:
-            await asyncio.to_thread(self.attempt, "grid intensity", self.refresh_grid)
-            if time.monotonic() >= teams_due_s:
-                await asyncio.to_thread(self.attempt, "grams by team", self.refresh_teams)
-                teams_due_s = time.monotonic() + TEAMS_EVERY_S
-            await asyncio.sleep(GRID_EVERY_S)
+        # One thread, so that the queries keep their session.
+        with ThreadPoolExecutor(1, "standing") as thread:
+            while True:
+                await loop.run_in_executor(
+                    thread, self.attempt, "grid intensity", self.refresh_grid
+                )
+                if time.monotonic() >= teams_due_s:
+                    await loop.run_in_executor(
+                        thread, self.attempt, "grams by team", self.refresh_teams
+                    )
+                    teams_due_s = time.monotonic() + TEAMS_EVERY_S
+                await asyncio.sleep(GRID_EVERY_S)
 
     def attempt(self, what: str, refresh: Callable[[], None]) -> None:
         """Refresh one thing; on failure keep what was known, say so once, and go on."""

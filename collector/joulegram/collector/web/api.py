@@ -70,7 +70,7 @@ def create_app(
         refreshing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await refreshing
-        threads.close()
+        await threads.close()
 
     app = FastAPI(
         title="joulegram",

@@ -45,6 +45,8 @@ class Threads:
     def _left(self) -> None:
         self._taken -= 1
 
-    def close(self) -> None:
-        """Return at once; calls that run end on the ledger's own time limit."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    async def close(self, patience_s: float = 3.0) -> None:
+        """Let what runs end, so that the ledger can be closed; what waits is dropped."""
+        ending = asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ending, patience_s)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from joulegram.collector.live import RESERVED_KINDS, NodePower, ProcessPower, WorkloadPower
+from joulegram.collector.live import NodePower, ProcessPower, WorkloadPower
 from joulegram.collector.live import Now as LiveNow
+from joulegram.collector.teams import RESERVED_KINDS
 from joulegram.collector.web import models
 
 

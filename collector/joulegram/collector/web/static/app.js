@@ -161,7 +161,7 @@ function drawWorkload(row, w) {
   text(name.lastChild, reserved ? reserved[1] : w.kind + (w.id && w.id !== w.name ? " " + w.id.slice(0, 24) : ""));
   if (name.title !== w.name + " (" + w.kind + " " + w.id + ")") name.title = w.name + " (" + w.kind + " " + w.id + ")";
   text(user, w.user);
-  text(team, w.team);
+  text(team, reserved && w.team === "unassigned" ? "" : w.team);
   share.querySelector(".track span").style.width = 100 * Math.min(1, w.share) + "%";
   text(share.querySelector(".percent"), percent(w.share));
   text(power, digits(w.power_w));
