@@ -162,7 +162,7 @@ FAMILIES = (
 Sample = tuple[Sequence[str], float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CollectorMetrics(Collector):
     """The families above, for a CollectorRegistry. Never blocks on the ledger."""
 

@@ -64,9 +64,9 @@ class EnergyTotals:
                 self.newest_window_s = max(self.newest_window_s, frame.window_start_ms // 1000)
 
     def items(self) -> list[tuple[str, str, int]]:
-        """(node, component, uJ), each pair once."""
+        """(node, component, uJ), each pair once, in order."""
         with self._lock:
-            return [(node, component, uj) for (node, component), uj in self._uj.items()]
+            return sorted((node, component, uj) for (node, component), uj in self._uj.items())
 
     def _add(self, node: str, component: str, uj: int) -> None:
         if node not in self._nodes:
