@@ -1,18 +1,32 @@
 """Slots x intensity -> an answer: who drew how much energy, and what the grid emitted for it.
 
-    report      the answer of GET /api/v1/report and `joulegram report --json`
-    team_grams  grams by team over a range, for the counters of /metrics
+report      the answer of GET /api/v1/report and `joulegram report --json`
+team_grams  grams by team over a range, for the counters of /metrics
 """
 
+import math
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from joulegram.collector import energy, sites, teams
+from joulegram.collector.accounting.choose import SLOT_S
+from joulegram.collector.accounting.coverage import Span
+from joulegram.collector.books import Books, Question
+from joulegram.collector.energy import COMPONENTS
+from joulegram.collector.errors import BadQuestion, CollectorError
+from joulegram.collector.grid.yearly import END_OF_TIME_S
 from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.rates import rates
+from joulegram.collector.settings import in_force, known
 
 BY = ("workload", "user", "team", "node", "component", "kind")
 IDLE_POLICIES = ("separate", "by_active", "by_reservation")
-COMPONENTS = ("cpu", "dram", "gpu", "other")
+
+# A frame waits up to 30 s for a late counter, then it travels: what is younger than this is
+# not missing yet.
+UNDER_WAY_S = 45
+LONGEST_RANGE_S = 20 * 366 * 86400
 
 
 class Refreshes(Protocol):
@@ -34,7 +48,7 @@ def report(
     components: Sequence[str] = COMPONENTS,
     now: datetime | None = None,
 ) -> dict[str, Any]:
-    """Answer `joulegram report`: blocking, call it in a thread.
+    """Answer `joulegram report`. Blocking: call it in a thread.
 
     Args:
         since, until: timezone-aware; aligned outward to slots (300 s), echoed aligned.
@@ -45,10 +59,58 @@ def report(
         now: the clock; None: the real one.
     Returns: JSON-ready, {since, until, as_of, by, idle_policy, basis, components, pue,
         intensity: {quality: share}, rows: [{key, team, energy_uj, g_co2e, coverage, quality}],
-        total: {energy_uj, g_co2e, coverage, quality}, metered_uj} and more.
+        total: {energy_uj, g_co2e, coverage, quality}, metered_uj} and more. Shares are of the
+        energy. `g_co2e` is None where the intensity of some of the energy is unknown, `team`
+        where a row belongs to several.
     Raises: BadQuestion naming what is accepted.
+    Source: GHG Protocol Scope 2 Guidance (2015): operational, location-based, average.
     """
-    raise NotImplementedError
+    now = now or datetime.now(UTC)
+    _check(since, until, as_of, by, idle_policy, basis, components)
+    as_of = min(as_of or now, now)
+    as_of_ms = _ms(as_of)
+    since_s = int(since.timestamp()) // SLOT_S * SLOT_S
+    until_s = -(-math.ceil(until.timestamp()) // SLOT_S) * SLOT_S
+    rollup.refresh(_utc(since_s), _utc(until_s))
+
+    source: energy.Source | None = energy.Source(since_s, until_s)
+    if as_of < now:
+        source = energy.landed_by(ledger, since_s, until_s, as_of_ms)
+    energy_as_of = "latest" if source is None else _iso(as_of)
+    source = source or energy.Source(since_s, until_s)
+
+    grid = rates(ledger, since_s, until_s, as_of_ms, basis)
+    kept = [index for index, name in enumerate(COMPONENTS) if name in components]
+    books = Books(
+        Question(by, idle_policy, kept, teams.rules(ledger, as_of_ms)),
+        grid,
+        energy.workload_details(ledger, source),
+        _spans(ledger, source, as_of_ms),
+    )
+    for chunk in energy.chunks(ledger, source, books.nodes):
+        books.add(chunk)
+    if books.metered_uj != books.total_uj:
+        # Two sums of different columns; a frame whose rows do not hold never passes the intake.
+        raise CollectorError(
+            f"the ledger does not add up from {_iso(_utc(since_s))} to {_iso(_utc(until_s))}: "
+            f"devices drew {books.metered_uj} uJ, workloads hold {books.total_uj} uJ. "
+            "This is a fault of joulegram: please report it."
+        )
+    return {
+        "since": _iso(_utc(since_s)),
+        "until": _iso(_utc(until_s)),
+        "as_of": _iso(as_of),
+        "energy_as_of": energy_as_of,
+        "by": by,
+        "idle_policy": idle_policy,
+        **grid.summary(books.slot_uj),
+        "components": [COMPONENTS[index] for index in kept],
+        "rows": books.rows(),
+        "total": books.total(),
+        "metered_uj": books.metered_uj,
+        "nodes": len(books.nodes),
+        "simulated": books.simulated,
+    }
 
 
 def team_grams(
@@ -56,6 +118,62 @@ def team_grams(
 ) -> dict[str, float]:
     """Operational gCO2e by team over [since, until), idle apart (team `unassigned`).
 
-    For counters, ask for closed slots only, each once: the sum then only grows.
+    A team of whose energy some has no known intensity is left out.
     """
-    raise NotImplementedError
+    answer = report(ledger, rollup, since=since, until=until, by="team")
+    return {row["key"]: row["g_co2e"] for row in answer["rows"] if row["g_co2e"] is not None}
+
+
+def _check(
+    since: datetime,
+    until: datetime,
+    as_of: datetime | None,
+    by: str,
+    idle_policy: str,
+    basis: str | None,
+    components: Sequence[str],
+) -> None:
+    for name, value, accepted in (
+        ("by", by, BY),
+        ("idle_policy", idle_policy, IDLE_POLICIES),
+        ("basis", basis, (None, *sites.BASES)),
+        *(("components", component, COMPONENTS) for component in components),
+    ):
+        if value not in accepted:
+            choices = ", ".join(str(a) for a in accepted if a)
+            raise BadQuestion(f"{name} = {value!r}: one of {choices}.")
+    if not components:
+        raise BadQuestion(f"components is empty: any of {', '.join(COMPONENTS)}.")
+    for name, moment in (("since", since), ("until", until), ("as_of", as_of)):
+        if moment is not None and moment.tzinfo is None:
+            raise BadQuestion(f"{name} = {moment.isoformat()}: add a time zone, Z for UTC.")
+        if moment is not None and not 0 <= moment.timestamp() < END_OF_TIME_S:
+            raise BadQuestion(f"{name} = {moment.isoformat()}: from 1970 to 2099.")
+    if until <= since:
+        raise BadQuestion(f"until = {until.isoformat()} is not after since = {since.isoformat()}.")
+    if (until - since).total_seconds() > LONGEST_RANGE_S:
+        raise BadQuestion("from since to until is more than 20 years: ask for less at once.")
+
+
+def _spans(ledger: ChdbLedger, source: energy.Source, as_of_ms: int) -> dict[str, Span]:
+    """{node: when frames of it are expected}, of every node seen before the range ends."""
+    until_s = min(source.until_s, as_of_ms / 1000 - UNDER_WAY_S)
+    retired = known(ledger, "retired", as_of_ms)
+    spans = {}
+    for node, first_s in sorted(energy.first_seen_s(ledger, source).items()):
+        end = in_force([s for s in retired if s.name == node], source.until_s)
+        end_s = min(until_s, end.valid_from_s) if end and end.value else until_s
+        spans[node] = Span(max(source.since_s, first_s), end_s)
+    return spans
+
+
+def _ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def _utc(epoch_s: int) -> datetime:
+    return datetime.fromtimestamp(epoch_s, UTC)
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -114,9 +114,7 @@ def _nearness(basis: str, wanted: str) -> int:
 _FALLBACK, _HELD, _MADE_FOR_IT = 0, 1, 2
 
 
-def _spans(
-    rows: Sequence[Valued], hold_s: Mapping[str, int]
-) -> list[tuple[int, int, int, Valued]]:
+def _spans(rows: Sequence[Valued], hold_s: Mapping[str, int]) -> list[tuple[int, int, int, Valued]]:
     """(from, to, step, row): each row where it is valid, and where it is held on."""
     spans = []
     for row in rows:
@@ -196,7 +194,7 @@ def _combine(
     known = ~np.isnan(value)
 
     def per_slot(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(slot, weights, minlength=len(starts))
+        return np.bincount(slot, weights, minlength=len(starts)).astype(np.float64)
 
     known_s = per_slot(length * known)
     total = per_slot(np.where(known, value, 0.0) * length)

@@ -63,7 +63,7 @@ async def ahead(client: httpx.AsyncClient, url: str, since: datetime) -> Any:
 
 
 async def past(client: httpx.AsyncClient, url: str, since: datetime, until: datetime) -> Any:
-    """What was, decoded: a day of it, or from `since` on, at most MAX_RANGE. Raises: FeedFailure."""
+    """What was: the last day, or from `since` on, at most MAX_RANGE. Raises: FeedFailure."""
     if until - since <= timedelta(hours=24):
         return await _get(client, f"{url.rstrip('/')}/intensity/{_stamp(until)}/pt24h")
     since = max(since, until - MAX_RANGE)

@@ -33,7 +33,7 @@ def _table() -> Mapping[str, tuple[str, Mapping[int, float]]]:
     """{zone: (its name, {year: gCO2e/kWh})}"""
     text = files("joulegram.collector.grid").joinpath("data/zone-annual-intensity.csv")
     zones: dict[str, tuple[str, dict[int, float]]] = {}
-    with text.open(encoding="utf-8", newline="") as lines:
+    with text.open(encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             _, years = zones.setdefault(row["zone"], (row["zone_name"], {}))
             years[int(row["year"])] = float(row["gco2e_per_kwh_lifecycle"])

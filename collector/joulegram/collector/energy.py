@@ -1,0 +1,254 @@
+# ruff: noqa: S608 (statements are put together from this file's own text; values are parameters)
+"""What the ledger holds of a range, by node and slot: entries as columns, in bounded chunks.
+
+Two sources give the same entries: the slots, and, for an answer as of a past date, the raw
+rows of the frames that had landed by then.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulegram.collector.accounting.choose import SLOT_S
+from joulegram.collector.ledger.chdb import ChdbLedger, Value
+
+COMPONENTS = ("cpu", "dram", "gpu", "other")
+CHUNK_ENTRIES = 1_000_000  # about 150 MB while a chunk is worked on
+
+# The sums of one snapshot: every entry of a (node, slot) comes from one generation, which
+# landed as one insert, so a recomputation meanwhile cannot mix two.
+_SLOTS = """
+SELECT toUInt32(slot) AS slot_s, node, entry, workload, holder, component,
+       sum(s.cpu_uj) AS cpu_uj, sum(s.dram_uj) AS dram_uj, sum(s.gpu_uj) AS gpu_uj,
+       sum(s.other_uj) AS other_uj, sum(s.energy_uj) AS energy_uj,
+       sum(s.derived_uj) AS derived_uj, sum(s.modelled_uj) AS modelled_uj,
+       sum(s.covered_ms) AS covered_ms, sum(s.reserved_ms) AS reserved_ms, count() AS parts,
+       max(s.simulated) AS simulated
+FROM (SELECT * FROM slots FINAL
+      WHERE slot >= toDateTime({since:UInt32}, 'UTC') AND slot < toDateTime({until:UInt32}, 'UTC')
+        AND (entry IN ('device', 'workload') OR (entry = 'reserved' AND device = ''))
+        AND (node, slot, generation) IN (
+            SELECT node, slot, max(generation) FROM slots
+            WHERE slot >= toDateTime({since:UInt32}, 'UTC')
+              AND slot < toDateTime({until:UInt32}, 'UTC') GROUP BY node, slot)) AS s
+GROUP BY slot_s, node, entry, workload, holder, component
+ORDER BY slot_s, node"""
+
+_LANDED = """
+(node, window, epoch, seq) IN (
+    SELECT node, window, epoch, seq FROM rows
+    WHERE row = 0 AND landed_at_ms <= {landed:UInt64}
+      AND window >= toDateTime({since:UInt32}, 'UTC')
+      AND window < toDateTime({until:UInt32}, 'UTC'))
+AND window >= toDateTime({since:UInt32}, 'UTC') AND window < toDateTime({until:UInt32}, 'UTC')"""
+
+_RAW = f"""
+SELECT slot_s, node, 'workload' AS entry, workload, holder, '' AS component,
+       sum(r.cpu_uj) AS cpu_uj, sum(r.dram_uj) AS dram_uj, sum(r.gpu_uj) AS gpu_uj,
+       sum(r.other_uj) AS other_uj, toUInt64(0) AS energy_uj, toUInt64(0) AS derived_uj,
+       toUInt64(0) AS modelled_uj, toFloat64(0) AS covered_ms, toFloat64(0) AS reserved_ms,
+       count() AS parts, toUInt8(0) AS simulated
+FROM (SELECT *, intDiv(toUInt32(window), {SLOT_S}) * {SLOT_S} AS slot_s FROM rows FINAL
+      WHERE row > 0 AND {_LANDED}) AS r
+GROUP BY slot_s, node, workload, holder
+UNION ALL
+SELECT slot_s, node, 'device', toUInt64(0), toUInt64(0), component,
+       toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(0), sum(d.energy_uj),
+       sumIf(d.energy_uj, quality = 'derived'), sumIf(d.energy_uj, quality = 'modelled'),
+       sum(d.coverage * d.window_ms), toFloat64(0), count(DISTINCT name), max(d.simulated)
+FROM (SELECT *, intDiv(toUInt32(window), {SLOT_S}) * {SLOT_S} AS slot_s FROM devices FINAL
+      WHERE {_LANDED}) AS d
+GROUP BY slot_s, node, component
+UNION ALL
+SELECT slot_s, node, 'reserved', workload, toUInt64(0), '',
+       toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(0),
+       toUInt64(0), toFloat64(0), sum(v.amount * v.window_ms), toUInt64(1), toUInt8(0)
+FROM (SELECT *, intDiv(toUInt32(window), {SLOT_S}) * {SLOT_S} AS slot_s FROM reservations FINAL
+      WHERE device = '' AND {_LANDED}) AS v
+GROUP BY slot_s, node, workload"""
+
+_RANGE = "slot >= toDateTime({since:UInt32}, 'UTC') AND slot < toDateTime({until:UInt32}, 'UTC')"
+_RAW_RANGE = _RANGE.replace("slot ", "window ")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a report's energy comes from: the slots, or frames landed by a time."""
+
+    since_s: int  # of whole slots, epoch seconds
+    until_s: int
+    landed_ms: int | None = None  # None: the slots
+
+    @property
+    def params(self) -> dict[str, Value]:
+        landed = {} if self.landed_ms is None else {"landed": self.landed_ms}
+        return {"since": self.since_s, "until": self.until_s, **landed}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Entries of some whole slots, as columns of equal length per group.
+
+    Workload and idle rows: `slot_s`, `node` (the caller's index), `workload`, `holder`, `uj`
+    (n, 4) by COMPONENTS. Devices and reservations likewise with a prefix.
+    """
+
+    slot_s: NDArray[np.int64]
+    node: NDArray[np.int64]
+    workload: NDArray[np.uint64]
+    holder: NDArray[np.uint64]
+    uj: NDArray[np.uint64]
+    device_slot_s: NDArray[np.int64]
+    device_node: NDArray[np.int64]
+    device_component: NDArray[np.int64]  # index into COMPONENTS
+    device_uj: NDArray[np.uint64]
+    device_quality: NDArray[np.int64]  # 0 measured, 1 derived, 2 modelled: the worst in it
+    device_covered_ms: NDArray[np.float64]  # summed over `device_parts` devices
+    device_parts: NDArray[np.int64]
+    reserved_slot_s: NDArray[np.int64]
+    reserved_node: NDArray[np.int64]
+    reserved_workload: NDArray[np.uint64]
+    reserved_ms: NDArray[np.float64]
+    simulated: bool
+
+
+def chunks(ledger: ChdbLedger, source: Source, nodes: Mapping[str, int]) -> Iterator[Chunk]:
+    """The entries of a range in time order, of the nodes named: {name: index}.
+
+    A node whose very first frame arrives while an answer is made is in the next answer.
+    """
+    for since_s, until_s in _pieces(ledger, source):
+        piece = Source(since_s, until_s, source.landed_ms)
+        table = ledger.query(_SLOTS if piece.landed_ms is None else _RAW, piece.params)
+        yield _chunk({name: table[name].to_numpy() for name in table.column_names}, nodes)
+
+
+def _pieces(ledger: ChdbLedger, source: Source) -> list[tuple[int, int]]:
+    """Ranges of whole slots that hold at most CHUNK_ENTRIES rows, or are one slot."""
+    if source.landed_ms is None:
+        sql = f"SELECT toUInt32(slot) AS slot_s, count() AS n FROM slots WHERE {_RANGE}"
+    else:
+        sql = (
+            f"SELECT intDiv(toUInt32(window), {SLOT_S}) * {SLOT_S} AS slot_s, count() AS n "
+            f"FROM rows WHERE {_RAW_RANGE}"
+        )
+    counts = ledger.query(f"{sql} GROUP BY slot_s ORDER BY slot_s", _range(source)).to_pylist()
+    pieces: list[tuple[int, int]] = []
+    filled = CHUNK_ENTRIES
+    for row in counts:
+        start, end = int(row["slot_s"]), int(row["slot_s"]) + SLOT_S
+        if filled + row["n"] > CHUNK_ENTRIES:
+            pieces.append((start, end))
+            filled = 0
+        pieces[-1] = (pieces[-1][0], end)
+        filled += row["n"]
+    return pieces
+
+
+def _range(source: Source) -> dict[str, Value]:
+    return {"since": source.since_s, "until": source.until_s}
+
+
+def _chunk(column: dict[str, Any], nodes: Mapping[str, int]) -> Chunk:
+    slot_s = column["slot_s"].astype(np.int64)
+    names, inverse = np.unique(column["node"].astype(str), return_inverse=True)
+    node = np.array([nodes.get(str(name), -1) for name in names], dtype=np.int64)[inverse]
+    entry = np.where(node >= 0, column["entry"].astype(str), "")
+    work, device, reserved = (entry == e for e in ("workload", "device", "reserved"))
+    uj = np.stack([column[f"{c}_uj"] for c in COMPONENTS], axis=1).astype(np.uint64)
+    worst = np.where(column["modelled_uj"] > 0, 2, np.where(column["derived_uj"] > 0, 1, 0))
+    component = np.full(len(entry), COMPONENTS.index("other"))
+    for index, name in enumerate(COMPONENTS):
+        component[column["component"].astype(str) == name] = index
+    return Chunk(
+        slot_s[work],
+        node[work],
+        column["workload"][work],
+        column["holder"][work],
+        uj[work],
+        slot_s[device],
+        node[device],
+        component[device],
+        column["energy_uj"][device],
+        worst[device],
+        column["covered_ms"][device],
+        column["parts"][device].astype(np.int64),
+        slot_s[reserved],
+        node[reserved],
+        column["workload"][reserved],
+        column["reserved_ms"][reserved],
+        bool(column["simulated"].any()),
+    )
+
+
+def landed_by(ledger: ChdbLedger, since_s: int, until_s: int, as_of_ms: int) -> Source | None:
+    """The source that answers as of a time; None: the raw rows that could tell are gone."""
+    params: dict[str, Value] = {"since": since_s, "until": until_s, "as_of": as_of_ms}
+    (raw,) = ledger.query(
+        "SELECT count(DISTINCT tuple(node, window, epoch, seq)) AS frames, "
+        "countIf(landed_at_ms > {as_of:UInt64}) AS later "
+        f"FROM rows WHERE row = 0 AND {_RAW_RANGE}",
+        params,
+    ).to_pylist()
+    (kept,) = ledger.query(
+        "SELECT sum(frames) AS frames FROM slots FINAL WHERE entry = 'frames' AND "
+        f"{_RANGE} AND (node, slot, generation) IN (SELECT node, slot, max(generation) FROM slots "
+        f"WHERE {_RANGE} GROUP BY node, slot)",
+        {"since": since_s, "until": until_s},
+    ).to_pylist()
+    if raw["frames"] < (kept["frames"] or 0):
+        return None
+    return Source(since_s, until_s, as_of_ms if raw["later"] else None)
+
+
+def first_seen_s(ledger: ChdbLedger, source: Source) -> dict[str, int]:
+    """{node: start of its first frame ever, epoch seconds}, of nodes seen before the end.
+
+    Frames older than the raw rows are known by their slot, to 5 minutes.
+    """
+    params: dict[str, Value] = {"until": source.until_s}
+    frames = "devices WHERE"  # far fewer rows than `rows` has
+    if source.landed_ms is not None:
+        params["landed"] = source.landed_ms
+        frames = "rows WHERE row = 0 AND landed_at_ms <= {landed:UInt64} AND"
+    raw = ledger.query(
+        f"SELECT node, toUInt32(min(window)) AS first_s FROM {frames} "
+        "window < toDateTime({until:UInt32}, 'UTC') GROUP BY node",
+        params,
+    )
+    slots = ledger.query(
+        "SELECT node, toUInt32(min(slot)) AS first_s FROM slots "
+        "WHERE slot < toDateTime({until:UInt32}, 'UTC') GROUP BY node",
+        {"until": source.until_s},
+    )
+    first = {row["node"]: int(row["first_s"]) for row in slots.to_pylist()}
+    for row in raw.to_pylist():
+        slot_s = first.get(row["node"])
+        if slot_s is None or row["first_s"] < slot_s + SLOT_S:
+            first[row["node"]] = int(row["first_s"])
+    return first
+
+
+def workload_details(ledger: ChdbLedger, source: Source) -> dict[int, dict[str, Any]]:
+    """{workload: {scope, kind, id, user, project, name, attributes}} as seen last."""
+    seen = (
+        f"SELECT workload FROM slots WHERE {_RANGE}"
+        if source.landed_ms is None
+        else f"SELECT workload FROM rows WHERE {_RAW_RANGE}"
+    )
+    columns = ("scope", "kind", "id", "user", "project", "name", "labels", "label_values")
+    newest = ", ".join(f"argMax({c}, seen_at_ms) AS newest_{c}" for c in columns)
+    table = ledger.query(
+        f"SELECT workload, {newest} FROM workloads WHERE workload IN ({seen}) GROUP BY workload",
+        _range(source),
+    )
+    return {
+        row["workload"]: {
+            **{c: row[f"newest_{c}"] for c in columns[:6]},
+            "attributes": dict(zip(row["newest_labels"], row["newest_label_values"], strict=True)),
+        }
+        for row in table.to_pylist()
+    }
