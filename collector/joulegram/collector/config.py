@@ -21,6 +21,10 @@ class CollectorConfig:
     insecure: bool = field(
         default=False, metadata={"help": "listen beyond loopback without TLS all the same"}
     )
+    raw_days: float = field(
+        default=90.0,
+        metadata={"help": "days that rows of processes are kept; older frames are refused"},
+    )
 
 
 @dataclass(frozen=True, slots=True)

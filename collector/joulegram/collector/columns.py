@@ -1,0 +1,272 @@
+"""Frames -> the columns of the ledger's tables. Pure; rows are never touched one by one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from joulegram.collector.validate import component_of
+from joulegram.v1.telemetry_pb2 import Frame
+from joulegram.v1.telemetry_pb2 import Workload as WireWorkload
+
+Columns: TypeAlias = Mapping[str, Any]
+
+QUALITIES = ("measured", "derived", "modelled")
+
+# A cached description may hold on to this many bytes of a workload; larger ones are not kept.
+CACHED_BYTES = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One version of what is known of a workload."""
+
+    workload: int  # of (scope, kind, id)
+    details: int  # of the rest
+    scope: str
+    kind: str
+    id: str
+    user: str
+    project: str
+    name: str
+    labels: tuple[str, ...]
+    label_values: tuple[str, ...]
+
+
+def content_hash(frame: Frame) -> int:
+    """64 bits of all that an agent may not change once it has offered the frame."""
+    sent_at_ms = frame.sent_at_ms
+    frame.sent_at_ms = 0
+    content = frame.SerializeToString(deterministic=True)
+    frame.sent_at_ms = sent_at_ms
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+
+
+def digest(*texts: str) -> int:
+    """64 bits of texts, each with its length, so that ("ab", "c") differs from ("a", "bc")."""
+    hashed = blake2b(digest_size=8)
+    for text in texts:
+        encoded = text.encode()
+        hashed.update(len(encoded).to_bytes(4, "little") + encoded)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def workload_id(scope: str, kind: str, id: str) -> int:
+    """Identity of a workload in the ledger."""
+    return digest(scope, kind, id)
+
+
+def describe(wire: WireWorkload) -> Workload:
+    """A workload as the ledger keeps it."""
+    content = wire.SerializeToString(deterministic=True)
+    return _described(content) if len(content) <= CACHED_BYTES else _describe(content)
+
+
+def _describe(content: bytes) -> Workload:
+    wire = WireWorkload.FromString(content)
+    labels = tuple(sorted(wire.attributes))
+    values = tuple(wire.attributes[label] for label in labels)
+    return Workload(
+        workload_id(wire.scope, wire.kind, wire.id),
+        digest(wire.user, wire.project, wire.name, *labels, "", *values),
+        wire.scope,
+        wire.kind,
+        wire.id,
+        wire.user,
+        wire.project,
+        wire.name,
+        labels,
+        values,
+    )
+
+
+# Agents repeat themselves: the same workload comes in every frame while it runs.
+_described = lru_cache(maxsize=16_384)(_describe)
+
+
+def row_count(frame: Frame) -> int:
+    """Rows of a frame, its header not counted."""
+    return len(frame.rows.workload) // 4
+
+
+def of_workloads(versions: Sequence[Workload], seen_at_ms: Sequence[int]) -> Columns:
+    """Table `workloads`."""
+    texts = pa.list_(pa.string())
+    return {
+        "workload": np.array([v.workload for v in versions], np.uint64),
+        "details": np.array([v.details for v in versions], np.uint64),
+        "seen_at_ms": np.array(seen_at_ms, np.uint64),
+        "scope": [v.scope for v in versions],
+        "kind": [v.kind for v in versions],
+        "id": [v.id for v in versions],
+        "user": [v.user for v in versions],
+        "project": [v.project for v in versions],
+        "name": [v.name for v in versions],
+        "labels": pa.array([v.labels for v in versions], texts),
+        "label_values": pa.array([v.label_values for v in versions], texts),
+    }
+
+
+def of_devices(frames: Sequence[Frame]) -> Columns | None:
+    """Table `devices`; None when no frame has one."""
+    found = [(f, i, d) for f in frames for i, d in enumerate(f.devices)]
+    if not found:
+        return None
+    return {
+        "node": [f.node for f, _, _ in found],
+        "window": np.array([f.window_start_ms // 1000 for f, _, _ in found], np.uint32),
+        "epoch": np.array([f.epoch for f, _, _ in found], np.uint64),
+        "seq": np.array([f.seq for f, _, _ in found], np.uint64),
+        "device": np.array([i for _, i, _ in found], np.uint16),
+        "window_ms": np.array([f.window_ms for f, _, _ in found], np.uint32),
+        "name": [d.name for _, _, d in found],
+        "component": [component_of(d.component) for _, _, d in found],
+        "energy_uj": np.array([d.energy_uj for _, _, d in found], np.uint64),
+        "idle_uj": np.array([d.idle_uj for _, _, d in found], np.uint64),
+        "raw_uj": np.array([d.raw_uj for _, _, d in found], np.uint64),
+        "clamped": np.array([d.clamped for _, _, d in found], np.uint8),
+        "late": np.array([d.late for _, _, d in found], np.uint8),
+        # What we do not know how it came about is no better than modelled.
+        "quality": [d.quality if d.quality in QUALITIES else "modelled" for _, _, d in found],
+        "coverage": np.array([d.coverage for _, _, d in found], np.float64),
+        "simulated": np.array([f.simulated for f, _, _ in found], np.uint8),
+        "host_node": [f.host_node for f, _, _ in found],
+        "boot_id": [f.boot_id for f, _, _ in found],
+    }
+
+
+def of_reservations(
+    frames: Sequence[Frame], described: Sequence[Sequence[Workload]]
+) -> Columns | None:
+    """Table `reservations`; None when no workload of these frames reserves anything.
+
+    Args:
+        described: each frame's workloads.
+    """
+    amounts: dict[tuple[int, int, str], float] = {}
+    for f, (frame, workloads) in enumerate(zip(frames, described, strict=True)):
+        for wire, workload in zip(frame.workloads, workloads, strict=True):
+            for device, amount in (
+                ("", wire.reserved_cpus),
+                *((frame.devices[r.device].name, r.fraction) for r in wire.reserved_devices),
+            ):
+                if amount:
+                    key = f, workload.workload, device
+                    amounts[key] = amounts.get(key, 0.0) + amount
+    if not amounts:
+        return None
+    of = [frames[f] for f, _, _ in amounts]
+    return {
+        "node": [f.node for f in of],
+        "window": np.array([f.window_start_ms // 1000 for f in of], np.uint32),
+        "epoch": np.array([f.epoch for f in of], np.uint64),
+        "seq": np.array([f.seq for f in of], np.uint64),
+        "workload": np.array([workload for _, workload, _ in amounts], np.uint64),
+        "device": [device for _, _, device in amounts],
+        "window_ms": np.array([f.window_ms for f in of], np.uint32),
+        "amount": np.array(list(amounts.values()), np.float64),
+    }
+
+
+def of_rows(
+    frames: Sequence[Frame],
+    hashes: Sequence[int],
+    described: Sequence[Sequence[Workload]],
+    landed_at_ms: int,
+) -> Columns:
+    """Table `rows`: each frame's header as row 0, then its rows.
+
+    Args:
+        hashes, described: each frame's content hash and workloads.
+    """
+    frame_rows = [frame.rows for frame in frames]
+    counts = [len(rows.workload) // 4 for rows in frame_rows]
+    sizes = np.array(counts, np.int64) + 1
+    headers = np.cumsum(sizes) - sizes
+    total = int(sizes.sum())
+
+    def per_frame(values: Sequence[int], dtype: Any) -> NDArray[Any]:
+        return np.repeat(np.array(values, dtype), sizes)
+
+    def header_only(values: Sequence[int], dtype: Any) -> NDArray[Any]:
+        column = np.zeros(total, dtype)
+        column[headers] = values
+        return column
+
+    def packed(name: str, dtype: str, default: bytes = b"\0") -> NDArray[Any] | None:
+        """The frames' own bytes, a default before each for its header; None: all default."""
+        columns = [getattr(rows, name) for rows in frame_rows]
+        if not any(columns):
+            return None
+        width = int(dtype[2])
+        parts = []
+        for column, count in zip(columns, counts, strict=True):
+            parts.append(default * width)
+            parts.append(column or default * (width * count))
+        return np.frombuffer(b"".join(parts), dtype)
+
+    def numbers(name: str, dtype: str) -> NDArray[Any]:
+        column = packed(name, dtype)
+        return np.zeros(total, dtype) if column is None else column
+
+    # Indices into a frame's own list become indices into one list of all frames.
+    ids = np.array([w.workload for workloads in described for w in workloads] + [0], np.uint64)
+    lengths = np.array([len(workloads) for workloads in described], np.int64)
+    first_workload = np.repeat(np.cumsum(lengths) - lengths, sizes)
+    workload = ids[numbers("workload", "<u4") + first_workload]
+    workload[headers] = 0
+
+    holder = np.zeros(total, np.uint64)
+    index = packed("holder", "<i4", b"\xff")
+    if index is not None:
+        held = index >= 0
+        holder[held] = ids[index[held] + first_workload[held]]
+
+    codes: dict[str, int] = {"": 0}
+    device = np.zeros(total, np.int32)
+    index = packed("gpu_device", "<i4", b"\xff")
+    if index is not None:
+        of_device = np.array(
+            [codes.setdefault(d.name, len(codes)) for f in frames for d in f.devices], np.int32
+        )
+        lengths = np.array([len(f.devices) for f in frames], np.int64)
+        first_device = np.repeat(np.cumsum(lengths) - lengths, sizes)
+        named = index >= 0
+        device[named] = of_device[index[named] + first_device[named]]
+
+    nodes: dict[str, int] = {}
+    node = per_frame([nodes.setdefault(f.node, len(nodes)) for f in frames], np.int32)
+    commands: list[str] = []
+    for rows, count in zip(frame_rows, counts, strict=True):
+        commands.append("")
+        commands.extend(rows.command if rows.command else [""] * count)
+
+    return {
+        "node": pa.DictionaryArray.from_arrays(node, pa.array(list(nodes))),
+        "window": per_frame([f.window_start_ms // 1000 for f in frames], np.uint32),
+        "epoch": per_frame([f.epoch for f in frames], np.uint64),
+        "seq": per_frame([f.seq for f in frames], np.uint64),
+        "row": (np.arange(total) - np.repeat(headers, sizes)).astype(np.uint32),
+        "landed_at_ms": np.full(total, landed_at_ms, np.uint64),
+        "window_ms": header_only([f.window_ms for f in frames], np.uint32),
+        "row_count": header_only(counts, np.uint32),
+        "total_uj": header_only([sum(d.energy_uj for d in f.devices) for f in frames], np.uint64),
+        "hash": header_only(hashes, np.uint64),
+        "workload": workload,
+        "holder": holder,
+        "device": pa.DictionaryArray.from_arrays(device, pa.array(list(codes))),
+        "pid": numbers("pid", "<u4"),
+        "start_ticks": numbers("start_ticks", "<u8"),
+        "command": pa.array(commands, pa.string()).dictionary_encode(),
+        "cpu_uj": numbers("cpu_uj", "<u8"),
+        "dram_uj": numbers("dram_uj", "<u8"),
+        "gpu_uj": numbers("gpu_uj", "<u8"),
+        "other_uj": numbers("other_uj", "<u8"),
+        "cpu_ns": numbers("cpu_ns", "<u8"),
+        "gpu_ns": numbers("gpu_ns", "<u8"),
+    }

@@ -1,0 +1,211 @@
+"""Agents' streams: frames in, acknowledgements out.
+
+A frame is validated, handed to the stage, and acknowledged when the stage says it is durable:
+one Ack per stream and commit. Reading stops while `stream_max_bytes` of a stream (or
+`total_max_bytes` of all) wait for that, and so the agent keeps the rest in its spool.
+"""
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from joulegram.collector import counters
+from joulegram.collector.stages import Busy, Stage
+from joulegram.collector.validate import validate
+from joulegram.v1.telemetry_pb2 import Ack, Frame, Refusal, SeqRange
+from joulegram.v1.telemetry_pb2_grpc import TelemetryServiceServicer
+
+log = logging.getLogger(__name__)
+
+MESSAGE_MAX_BYTES = 16 * 2**20  # 100,000 rows are about 8 MB
+STREAMS_MAX = 10_000
+
+SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
+    # Two collectors on one port would share its agents by chance.
+    ("grpc.so_reuseport", 0),
+    # A node that lost its power says no goodbye.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What one agent's stream waits for."""
+
+    node: str = ""  # of its first frame; the stream speaks for nobody else
+    in_flight_bytes: int = 0
+    in_flight_frames: int = 0
+    durable: list[tuple[int, int]] = field(default_factory=list)  # (epoch, seq), not yet acked
+    refused: list[Refusal] = field(default_factory=list)
+    busy: bool = False
+    # Set when there is something to acknowledge, or nothing left to wait for.
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    reader: asyncio.Task[None] | None = None
+
+    def take_ack(self) -> Ack | None:
+        """All that is known and was not said."""
+        if not self.durable and not self.refused:
+            return None
+        ack = Ack(durable=seq_ranges(self.durable), refused=self.refused)
+        self.durable, self.refused = [], []
+        return ack
+
+
+class Intake(TelemetryServiceServicer):
+    """The gRPC service of a collector."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        raw_days: float,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        stream_max_bytes: int = 2**20,
+        total_max_bytes: int = 256 * 2**20,
+    ) -> None:
+        self._stage = stage
+        self._raw_days = raw_days
+        self._now_ms = now_ms
+        self._stream_max_bytes = stream_max_bytes
+        self._total_max_bytes = total_max_bytes
+        self._in_flight_bytes = 0
+        self._freed = asyncio.Condition()
+        self._open: dict[int, _Stream] = {}
+        self._sends: set[asyncio.Task[None]] = set()
+        self._draining = False
+
+    # The stubs know only generators; grpc.aio also takes a coroutine that reads and writes.
+    async def Report(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[Frame], context: Any
+    ) -> None:
+        """Serve one agent until it closes the stream, or until `drain`."""
+        if self._draining:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the collector is stopping")
+        stream = _Stream()
+        self._open[id(stream)] = stream
+        counters.STREAMS.inc()
+        stream.reader = asyncio.create_task(self._read(context, stream))
+        try:
+            await self._acknowledge(context, stream)
+        finally:
+            stream.reader.cancel()
+            del self._open[id(stream)]
+            counters.STREAMS.dec()
+
+    def drain(self) -> None:
+        """Read no more. Streams end by themselves once all they sent is acknowledged."""
+        self._draining = True
+        for stream in self._open.values():
+            if stream.reader is not None:
+                stream.reader.cancel()
+            stream.changed.set()
+
+    async def _read(self, context: Any, stream: _Stream) -> None:
+        try:
+            while True:
+                await self._wait_for_room(stream)
+                frame = await context.read()
+                if frame is grpc.aio.EOF:
+                    return
+                self._take(stream, frame)
+        finally:
+            stream.changed.set()
+
+    async def _wait_for_room(self, stream: _Stream) -> None:
+        def room() -> bool:
+            return (
+                stream.in_flight_bytes < self._stream_max_bytes
+                and self._in_flight_bytes < self._total_max_bytes
+            )
+
+        if not room():
+            async with self._freed:
+                await self._freed.wait_for(room)
+
+    def _take(self, stream: _Stream, frame: Frame) -> None:
+        size = frame.ByteSize()
+        counters.RECEIVED.inc(size)
+        wrong = validate(frame, stream.node or frame.node, self._now_ms(), self._raw_days)
+        if wrong is not None:
+            self._refuse(stream, frame, *wrong)
+            stream.changed.set()
+            return
+        stream.node = frame.node
+        stream.in_flight_frames += 1
+        stream.in_flight_bytes += size
+        self._in_flight_bytes += size
+        counters.IN_FLIGHT.set(self._in_flight_bytes)
+        # Not awaited: a commit takes the frames of many such sends. If the stream breaks they
+        # go on, and the agent hears of it when it offers them again.
+        send = asyncio.create_task(self._send(stream, frame, size))
+        self._sends.add(send)
+        send.add_done_callback(self._sends.discard)
+
+    async def _send(self, stream: _Stream, frame: Frame, size: int) -> None:
+        try:
+            refused = await self._stage.send([frame])
+        except Busy:
+            stream.busy = True
+        else:
+            for one in refused:
+                self._refuse(stream, one.frame, one.reason, one.detail)
+            if not refused:
+                stream.durable.append((frame.epoch, frame.seq))
+        finally:
+            stream.in_flight_frames -= 1
+            stream.in_flight_bytes -= size
+            self._in_flight_bytes -= size
+            counters.IN_FLIGHT.set(self._in_flight_bytes)
+            stream.changed.set()
+            async with self._freed:
+                self._freed.notify_all()
+
+    def _refuse(self, stream: _Stream, frame: Frame, reason: str, detail: str) -> None:
+        counters.FRAMES.labels("refused").inc()
+        counters.REFUSED.labels(reason).inc()
+        log.warning("refused frame %d of %r: %s: %s", frame.seq, frame.node, reason, detail)
+        stream.refused.append(
+            Refusal(epoch=frame.epoch, seq=frame.seq, reason=reason, detail=detail)
+        )
+
+    async def _acknowledge(self, context: Any, stream: _Stream) -> None:
+        assert stream.reader is not None
+        while True:
+            await stream.changed.wait()
+            stream.changed.clear()
+            ack = stream.take_ack()
+            if ack is not None:
+                await context.write(ack)
+            if stream.busy:
+                await context.abort(
+                    grpc.StatusCode.UNAVAILABLE,
+                    "the ledger does not keep up; offer what is not acknowledged again later",
+                )
+            if stream.reader.done() and not stream.in_flight_frames and not stream.durable:
+                if not stream.reader.cancelled() and (failed := stream.reader.exception()):
+                    raise failed
+                return
+
+
+def seq_ranges(durable: Iterable[tuple[int, int]]) -> list[SeqRange]:
+    """(epoch, seq) pairs as the fewest ranges."""
+    of_epoch: dict[int, list[int]] = defaultdict(list)
+    for epoch, seq in durable:
+        of_epoch[epoch].append(seq)
+    ranges: list[SeqRange] = []
+    for epoch, seqs in of_epoch.items():
+        for seq in sorted(set(seqs)):
+            if ranges and ranges[-1].epoch == epoch and ranges[-1].last_seq + 1 == seq:
+                ranges[-1].last_seq = seq
+            else:
+                ranges.append(SeqRange(epoch=epoch, first_seq=seq, last_seq=seq))
+    return ranges

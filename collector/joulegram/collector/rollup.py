@@ -1,0 +1,358 @@
+"""Rows -> slots: energy per (node, 5-minute slot), recomputed whole and never incremented.
+
+What is out of date is derived: a slot is dirty when the headers in its rows differ, in count or
+in the sum of their hashes, from those its newest generation was made from. All days are compared
+once after a start; from then on only the slots that commits touched are looked at.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from joulegram.collector import counters
+from joulegram.collector.ledger.chdb import ChdbLedger, literal
+from joulegram.v1.telemetry_pb2 import Frame
+
+log = logging.getLogger(__name__)
+
+SlotKey: TypeAlias = tuple[str, int]  # node, start of the slot in s since 1970 UTC
+
+SLOT_S = 300
+DAY_S = 86_400
+MAX_SLOTS = 512  # looked at together
+MAX_FRAMES = 5_000  # summed together
+MAX_TOUCHED = 200_000  # beyond it their days are compared whole again
+
+_SLOT = "toUInt32(intDiv(toUInt32(window), 300) * 300)"
+_ENTRY: Mapping[str, pa.DataType] = {
+    "node": pa.string(),
+    "slot": pa.uint32(),
+    "generation": pa.uint64(),
+    "entry": pa.string(),
+    "workload": pa.uint64(),
+    "holder": pa.uint64(),
+    "device": pa.string(),
+    "component": pa.string(),
+    "frames": pa.uint32(),
+    "frames_hash": pa.uint64(),
+    "frames_ms": pa.uint64(),
+    "cpu_uj": pa.uint64(),
+    "dram_uj": pa.uint64(),
+    "gpu_uj": pa.uint64(),
+    "other_uj": pa.uint64(),
+    "energy_uj": pa.uint64(),
+    "idle_uj": pa.uint64(),
+    "cpu_ns": pa.uint64(),
+    "gpu_ns": pa.uint64(),
+    "covered_ms": pa.float64(),
+    "derived_uj": pa.uint64(),
+    "modelled_uj": pa.uint64(),
+    "reserved_ms": pa.float64(),
+    "simulated": pa.uint8(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a slot was, or is to be, made from."""
+
+    frames: int
+    frames_hash: int  # modulo 2^64
+    frames_ms: int
+    identities: tuple[tuple[int, int], ...] = ()  # (epoch, seq)
+
+
+class Rollup:
+    """Keeps `slots` current. Thread-safe; blocking, so call it in a thread."""
+
+    def __init__(
+        self,
+        ledger: ChdbLedger,
+        *,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._ledger = ledger
+        self._now_ms = now_ms
+        self._working = threading.Lock()
+        self._noting = threading.Lock()
+        self._touched: set[SlotKey] = set()
+        days = ledger.query(
+            "SELECT DISTINCT partition AS day FROM system.parts "
+            "WHERE database = currentDatabase() AND table = 'rows' AND active"
+        )
+        self._uncompared = {_day_of(day) for day in days["day"].to_pylist()}
+
+    def touch(self, frames: Iterable[Frame]) -> None:
+        """Note where frames became durable. Call it before anybody hears that they are."""
+        with self._noting:
+            for frame in frames:
+                self._touched.add((frame.node, frame.window_start_ms // 1000 // SLOT_S * SLOT_S))
+            if len(self._touched) > MAX_TOUCHED:
+                self._uncompared |= {slot_s // DAY_S for _, slot_s in self._touched}
+                self._touched.clear()
+
+    def refresh(self, since: datetime, until: datetime) -> int:
+        """Make every slot that overlaps [since, until) current.
+
+        All that was durable when this was called is in the slots when it returns.
+        Returns: how many slots were written.
+        """
+        since_s = int(since.timestamp()) // SLOT_S * SLOT_S
+        until_s = -int(-until.timestamp() // 1)
+        written = 0
+        while True:
+            # Held while working, so that whoever asks meanwhile waits for what we took.
+            with self._working:
+                if (day := self._take_day(since_s, until_s)) is not None:
+                    written += self._compare(day)
+                elif keys := self._take_touched(since_s, until_s):
+                    written += self._recompute(keys)
+                else:
+                    return written
+
+    async def run(self, every_s: float = 2.0) -> None:
+        """Refresh whatever is out of date, now and then every `every_s`, until cancelled."""
+        failing = False
+        while True:
+            try:
+                if self._touched or self._uncompared:
+                    await asyncio.to_thread(
+                        self.refresh,
+                        datetime.fromtimestamp(0, UTC),
+                        datetime.max.replace(tzinfo=UTC),
+                    )
+                failing = False
+            except Exception as exc:
+                counters.ROLLUP_FAILED.inc()
+                if not failing:
+                    log.warning("rolling up failed, trying again every %g s: %s", every_s, exc)
+                failing = True
+            await asyncio.sleep(every_s)
+
+    def _take_day(self, since_s: int, until_s: int) -> int | None:
+        with self._noting:
+            inside = [d for d in self._uncompared if since_s - DAY_S < d * DAY_S < until_s]
+            if not inside:
+                return None
+            # Newest first: that is what people ask for.
+            day = max(inside)
+            self._uncompared.discard(day)
+            return day
+
+    def _take_touched(self, since_s: int, until_s: int) -> list[SlotKey]:
+        """Touched slots of one day."""
+        with self._noting:
+            inside = [key for key in self._touched if since_s <= key[1] < until_s]
+            if not inside:
+                return []
+            day = max(slot_s for _, slot_s in inside) // DAY_S
+            taken = [key for key in inside if key[1] // DAY_S == day][:MAX_SLOTS]
+            self._touched.difference_update(taken)
+            return taken
+
+    def _compare(self, day: int) -> int:
+        """Recompute the dirty slots of a day."""
+        try:
+            keys = self._dirty(day)
+        except BaseException:
+            with self._noting:
+                self._uncompared.add(day)
+            raise
+        with self._noting:
+            self._touched.update(keys)
+        written = 0
+        for first in range(0, len(keys), MAX_SLOTS):
+            some = keys[first : first + MAX_SLOTS]
+            with self._noting:
+                self._touched.difference_update(some)
+            written += self._recompute(some)
+        return written
+
+    def _dirty(self, day: int) -> list[SlotKey]:
+        start, end = _at(day * DAY_S), _at((day + 1) * DAY_S)
+        headers = self._ledger.query(
+            "SELECT node, slot_s, count() AS frames, sum(hash) AS frames_hash FROM ("
+            f"SELECT node, {_SLOT} AS slot_s, hash FROM rows "
+            f"WHERE window >= {start} AND window < {end} AND row = 0 "
+            "LIMIT 1 BY node, epoch, seq) GROUP BY node, slot_s"
+        ).to_pylist()
+        made = self._made(f"slot >= {start} AND slot < {end}")
+        dirty = []
+        for header in headers:
+            key = header["node"], header["slot_s"]
+            _, last = made.get(key, (0, None))
+            if last is None or (last.frames, last.frames_hash) != (
+                header["frames"],
+                header["frames_hash"],
+            ):
+                dirty.append(key)
+        return dirty
+
+    def _made(self, where: str) -> dict[SlotKey, tuple[int, _Made]]:
+        """(newest generation, what it was made from) of slots."""
+        found = self._ledger.query(
+            "SELECT node, toUInt32(slot) AS slot_s, max(generation) AS newest, "
+            "argMax(frames, generation) AS n, argMax(frames_hash, generation) AS h, "
+            f"argMax(frames_ms, generation) AS ms FROM slots WHERE {where} AND entry = 'frames' "
+            "GROUP BY node, slot_s"
+        ).to_pylist()
+        return {
+            (row["node"], row["slot_s"]): (row["newest"], _Made(row["n"], row["h"], row["ms"]))
+            for row in found
+        }
+
+    def _recompute(self, keys: Sequence[SlotKey]) -> int:
+        """Write slots of one day anew where their frames are others than they were made from."""
+        try:
+            inside = _inside(keys, "slot", "toUInt32(slot)")
+            made = self._made(inside)
+            changed = {
+                key: now
+                for key, now in self._present(keys).items()
+                if key not in made or not _same(made[key][1], now)
+            }
+            for some in _groups(changed):
+                newest = max((made[key][0] for key in some if key in made), default=0)
+                self._write(some, max(self._now_ms(), newest + 1))
+            counters.ROLLED_UP.inc(len(changed))
+            return len(changed)
+        except BaseException:
+            with self._noting:
+                self._touched.update(keys)
+            raise
+
+    def _present(self, keys: Sequence[SlotKey]) -> dict[SlotKey, _Made]:
+        """The frames of slots that are there with their header and all their rows."""
+        found = self._ledger.query(
+            f"SELECT node, {_SLOT} AS slot_s, epoch, seq, max(hash) AS h, max(window_ms) AS ms "
+            f"FROM rows WHERE {_inside(keys, 'window', _SLOT)} GROUP BY node, slot_s, epoch, seq "
+            "HAVING min(row) = 0 AND uniqExact(row) = max(row_count) + 1"
+        ).to_pylist()
+        frames: dict[SlotKey, list[dict[str, Any]]] = {}
+        for row in found:
+            frames.setdefault((row["node"], row["slot_s"]), []).append(row)
+        return {
+            key: _Made(
+                len(rows),
+                sum(row["h"] for row in rows) % 2**64,
+                sum(row["ms"] for row in rows),
+                tuple((row["epoch"], row["seq"]) for row in rows),
+            )
+            for key, rows in frames.items()
+        }
+
+    def _write(self, slots: Mapping[SlotKey, _Made], generation: int) -> None:
+        # The frames are named, so that the sums over rows, devices and reservations are of the
+        # same ones while commits go on.
+        identities = ", ".join(
+            f"({literal(node)}, {epoch}, {seq})"
+            for (node, _), made in slots.items()
+            for epoch, seq in made.identities
+        )
+        inside = f"{_inside(list(slots), 'window', _SLOT)} AND (node, epoch, seq) IN ({identities})"
+        workloads = self._ledger.query(
+            "SELECT node, slot, workload, holder, device, sum(cpu) AS cpu_uj, "
+            "sum(dram) AS dram_uj, sum(gpu) AS gpu_uj, sum(other) AS other_uj, "
+            "sum(cpu_t) AS cpu_ns, sum(gpu_t) AS gpu_ns FROM ("
+            f"SELECT node, {_SLOT} AS slot, workload, holder, device, cpu_uj AS cpu, "
+            "dram_uj AS dram, gpu_uj AS gpu, other_uj AS other, cpu_ns AS cpu_t, gpu_ns AS gpu_t "
+            f"FROM rows WHERE {inside} AND row > 0 LIMIT 1 BY node, epoch, seq, row"
+            ") GROUP BY node, slot, workload, holder, device"
+        )
+        devices = self._ledger.query(
+            "SELECT node, slot, name AS device, component, sum(uj) AS energy_uj, "
+            "sum(idle) AS idle_uj, sum(coverage * window_ms) AS covered_ms, "
+            "sum(if(quality = 'derived', uj, 0)) AS derived_uj, "
+            "sum(if(quality IN ('measured', 'derived'), 0, uj)) AS modelled_uj, "
+            "max(made_up) AS simulated FROM ("
+            f"SELECT node, {_SLOT} AS slot, name, component, energy_uj AS uj, idle_uj AS idle, "
+            "coverage, window_ms, quality, simulated AS made_up "
+            f"FROM devices WHERE {inside} LIMIT 1 BY node, epoch, seq, device"
+            ") GROUP BY node, slot, name, component"
+        )
+        reserved = self._ledger.query(
+            "SELECT node, slot, workload, device, sum(amount * window_ms) AS reserved_ms FROM ("
+            f"SELECT node, {_SLOT} AS slot, workload, device, amount, window_ms "
+            f"FROM reservations WHERE {inside} LIMIT 1 BY node, epoch, seq, workload, device"
+            ") GROUP BY node, slot, workload, device"
+        )
+        frames = pa.table(
+            {
+                "node": [node for node, _ in slots],
+                "slot": [slot_s for _, slot_s in slots],
+                "frames": [made.frames for made in slots.values()],
+                "frames_hash": pa.array([m.frames_hash for m in slots.values()], pa.uint64()),
+                "frames_ms": [made.frames_ms for made in slots.values()],
+            }
+        )
+        whole = pa.concat_tables(
+            [
+                _entries(frames, "frames"),
+                _entries(workloads, "workload"),
+                _entries(devices, "device"),
+                _entries(reserved, "reserved"),
+            ]
+        )
+        columns = {name: whole[name].combine_chunks() for name in whole.column_names}
+        columns["generation"] = np.full(whole.num_rows, generation, np.uint64)
+        self._ledger.insert("slots", columns)
+
+
+def _same(made: _Made, now: _Made) -> bool:
+    return (made.frames, made.frames_hash) == (now.frames, now.frames_hash)
+
+
+def _entries(table: pa.Table, entry: str) -> pa.Table:
+    """Rows of `slots`; what `table` does not say is 0 or empty."""
+    columns = {}
+    for name, kind in _ENTRY.items():
+        if name == "entry":
+            columns[name] = pa.repeat(pa.scalar(entry), table.num_rows)
+        elif name in table.column_names:
+            columns[name] = table[name].cast(kind)
+        else:
+            empty = "" if kind == pa.string() else 0
+            columns[name] = pa.repeat(pa.scalar(empty, kind), table.num_rows)
+    return pa.table(columns)
+
+
+def _groups(slots: Mapping[SlotKey, _Made]) -> Iterator[dict[SlotKey, _Made]]:
+    """Slots with at most MAX_FRAMES frames, or one slot."""
+    group: dict[SlotKey, _Made] = {}
+    frames = 0
+    for key, made in slots.items():
+        if group and frames + made.frames > MAX_FRAMES:
+            yield group
+            group, frames = {}, 0
+        group[key] = made
+        frames += made.frames
+    if group:
+        yield group
+
+
+def _inside(keys: Sequence[SlotKey], time_column: str, slot: str) -> str:
+    """SQL for "in one of these slots"; its plain parts let the index skip the rest."""
+    first, last = min(s for _, s in keys), max(s for _, s in keys)
+    nodes = ", ".join(sorted({literal(node) for node, _ in keys}))
+    pairs = ", ".join(f"({literal(node)}, {slot_s})" for node, slot_s in keys)
+    return (
+        f"{time_column} >= {_at(first)} AND {time_column} < {_at(last + SLOT_S)} "
+        f"AND node IN ({nodes}) AND (node, {slot}) IN ({pairs})"
+    )
+
+
+def _at(seconds: int) -> str:
+    return f"toDateTime({seconds}, 'UTC')"
+
+
+def _day_of(partition: str) -> int:
+    """Days since 1970 of a partition named YYYYMMDD."""
+    return int(datetime.strptime(partition, "%Y%m%d").replace(tzinfo=UTC).timestamp()) // DAY_S

@@ -1,0 +1,292 @@
+"""Whether a frame holds: its shape, its times, and that its rows sum to its devices exactly.
+
+A frame that does not is refused with a reason (a short code) and a detail that names the thing
+and the remedy. Nothing here depends on earlier frames.
+"""
+
+import math
+import re
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulegram.v1.telemetry_pb2 import Frame
+
+Refusal: TypeAlias = tuple[str, str]  # reason, detail
+Indices: TypeAlias = NDArray[np.int64]
+
+SLOT_MS = 300_000
+CLOCK_SLACK_MS = 300_000
+DAY_MS = 86_400_000
+
+# Bounds, so that no sum in the ledger leaves UInt64 and no frame fills a machine.
+MAX_ROWS = 100_000
+MAX_WORKLOADS = 20_000
+MAX_DEVICES = 1_024
+MAX_UJ = 10**15  # one device, one frame: 1 GJ
+MAX_NS = 10**18  # one row, one frame: 1e9 s of CPU
+MAX_NAME = 255  # characters of a node's, device's or scope's name
+MAX_WORKLOAD_BYTES = 65_536  # one workload, attributes included
+MAX_COMMAND = 255
+
+REASONS = ("shape", "sums", "node", "clock", "too_old", "conflict")
+
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_COMPONENTS = ("cpu", "dram", "gpu")
+
+_WIDTHS = {
+    "workload": "<u4",
+    "pid": "<u4",
+    "start_ticks": "<u8",
+    "cpu_uj": "<u8",
+    "dram_uj": "<u8",
+    "gpu_device": "<i4",
+    "gpu_uj": "<u8",
+    "other_uj": "<u8",
+    "cpu_ns": "<u8",
+    "gpu_ns": "<u8",
+    "holder": "<i4",
+}
+
+
+class _Bad(Exception):
+    """A frame that does not hold."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.refusal = reason, detail
+
+
+def validate(frame: Frame, node: str, now_ms: int, raw_days: float) -> Refusal | None:
+    """What is wrong with a frame, or None.
+
+    Args:
+        node: whom this stream speaks for.
+        now_ms: our clock, ms since 1970 UTC.
+        raw_days: how long rows are kept; an older window could not be recomputed.
+    """
+    try:
+        _check_identity(frame, node)
+        _check_times(frame, now_ms, raw_days)
+        _check_shape(frame)
+        _check_sums(frame)
+    except _Bad as bad:
+        return bad.refusal
+    return None
+
+
+def _check_identity(frame: Frame, node: str) -> None:
+    if not frame.node or len(frame.node) > MAX_NAME or _CONTROL.search(frame.node):
+        raise _Bad(
+            "node",
+            f"node must be 1 to {MAX_NAME} characters without control characters; "
+            "set `node` in [agent]",
+        )
+    if frame.node != node:
+        raise _Bad(
+            "node",
+            f"this stream speaks for node {node!r}, the frame is of {frame.node!r}; open a "
+            "stream per node, and give each agent a state directory of its own",
+        )
+    if frame.epoch == 0 or frame.seq == 0:
+        raise _Bad(
+            "shape",
+            "epoch and seq start at 1: epoch is 64 random bits per agent start, seq counts frames",
+        )
+    if frame.seq >= 2**63:
+        raise _Bad("shape", "seq is out of range; it counts frames within an epoch")
+
+
+def _check_times(frame: Frame, now_ms: int, raw_days: float) -> None:
+    skew_ms = frame.sent_at_ms - now_ms
+    if frame.sent_at_ms and abs(skew_ms) > CLOCK_SLACK_MS:
+        raise _Bad("clock", _skew(frame.node, skew_ms))
+    window_ms = frame.window_ms
+    if window_ms == 0 or SLOT_MS % window_ms or window_ms % 1000:
+        raise _Bad(
+            "shape",
+            f"window_ms is {window_ms}; it must be whole seconds that divide 300 s: set `window` "
+            "in [agent] to 1, 2, 5, 10, 15, 30, 60, 150 or 300, say",
+        )
+    start_ms = frame.window_start_ms
+    if start_ms <= 0 or start_ms % window_ms:
+        raise _Bad(
+            "shape",
+            f"window_start_ms {start_ms} is not a multiple of window_ms {window_ms}; windows are "
+            "aligned to UTC",
+        )
+    ahead_ms = start_ms + window_ms - now_ms
+    if ahead_ms > CLOCK_SLACK_MS:
+        raise _Bad("clock", "the window ends in the future: " + _skew(frame.node, ahead_ms))
+    if ahead_ms < -raw_days * DAY_MS:
+        raise _Bad(
+            "too_old",
+            f"the window ended {-ahead_ms / DAY_MS:.1f} days ago, rows are kept {raw_days:g} days "
+            "and its slot can no longer be recomputed; raise `raw_days` in [collector] before "
+            "sending it again",
+        )
+
+
+def _skew(node: str, skew_ms: int) -> str:
+    way = "ahead of" if skew_ms > 0 else "behind"
+    return (
+        f"the clock of {node} is {abs(skew_ms) / 1000:.0f} s {way} the collector's (300 s are "
+        "allowed); run NTP (chrony, systemd-timesyncd) on both"
+    )
+
+
+def _check_shape(frame: Frame) -> None:
+    devices, workloads, rows = frame.devices, frame.workloads, frame.rows
+    n = len(rows.workload) // 4
+    for what, count, limit in (
+        ("rows", n, MAX_ROWS),
+        ("devices", len(devices), MAX_DEVICES),
+        ("workloads", len(workloads), MAX_WORKLOADS),
+    ):
+        if count > limit:
+            raise _Bad(
+                "shape",
+                f"{count} {what}, at most {limit} fit in a frame; raise `fold_cores` in [agent]",
+            )
+    for name, width in _WIDTHS.items():
+        have, want = len(getattr(rows, name)), n * int(width[2])
+        if have != want and (have or name == "workload"):
+            raise _Bad("shape", f"rows.{name} has {have} bytes; {n} rows take {want}")
+    if len(rows.command) not in (0, n):
+        raise _Bad("shape", f"rows.command has {len(rows.command)} entries; there are {n} rows")
+    if rows.command and max(map(len, rows.command)) > MAX_COMMAND:
+        raise _Bad("shape", f"a command is longer than {MAX_COMMAND} characters; send comm only")
+    _check_devices(frame)
+    _check_workloads(frame)
+    _in_range(frame, "workload", 0, len(workloads))
+    _in_range(frame, "holder", -1, len(workloads))
+    _in_range(frame, "gpu_device", -1, len(devices))
+
+
+def _in_range(frame: Frame, name: str, low: int, high: int) -> None:
+    column = _column(frame, name)
+    if column.size and not (low <= int(column.min()) and int(column.max()) < high):
+        raise _Bad("shape", f"rows.{name} holds an index outside {low}..{high - 1}")
+
+
+def _check_devices(frame: Frame) -> None:
+    names = set()
+    for device in frame.devices:
+        if not device.name or device.name in names:
+            raise _Bad("shape", f"device name {device.name!r} is empty or comes twice")
+        names.add(device.name)
+        for text in (device.name, device.component, device.quality):
+            if len(text) > MAX_NAME or _CONTROL.search(text):
+                raise _Bad("shape", f"device {device.name[:MAX_NAME]!r}: text too long or unclean")
+        if not 0.0 <= device.coverage <= 1.0:
+            raise _Bad(
+                "shape",
+                f"device {device.name}: coverage {device.coverage} is no fraction of the window",
+            )
+        if device.energy_uj > MAX_UJ or device.raw_uj > MAX_UJ:
+            raise _Bad(
+                "sums",
+                f"device {device.name}: {max(device.energy_uj, device.raw_uj)} uJ in one window "
+                f"is beyond {MAX_UJ}; look for a counter reset in its sensor",
+            )
+        if device.idle_uj > device.energy_uj:
+            raise _Bad(
+                "sums",
+                f"device {device.name}: idle_uj {device.idle_uj} exceeds energy_uj "
+                f"{device.energy_uj}",
+            )
+
+
+def _check_workloads(frame: Frame) -> None:
+    names: list[str] = []
+    for workload in frame.workloads:
+        names += (workload.scope, workload.kind, workload.id)
+        if workload.ByteSize() > MAX_WORKLOAD_BYTES:
+            raise _Bad("shape", f"workload {workload.id[:80]!r} is beyond {MAX_WORKLOAD_BYTES} B")
+        if not 0.0 <= workload.reserved_cpus < math.inf:
+            raise _Bad("shape", f"workload {workload.id!r}: reserved_cpus is not a number of CPUs")
+        for reserved in workload.reserved_devices:
+            if reserved.device >= len(frame.devices):
+                raise _Bad(
+                    "shape",
+                    f"workload {workload.id!r} reserves device {reserved.device} of "
+                    f"{len(frame.devices)}",
+                )
+            if not 0.0 <= reserved.fraction <= 1.0:
+                raise _Bad(
+                    "shape",
+                    f"workload {workload.id!r}: fraction {reserved.fraction} of a device, 0..1 fit",
+                )
+    if _CONTROL.search("".join(names)):
+        raise _Bad("shape", "a workload's scope, kind or id holds a control character")
+    if names and max(map(len, names)) > 4 * MAX_NAME:
+        raise _Bad("shape", f"a workload's scope, kind or id is beyond {4 * MAX_NAME} characters")
+
+
+def _check_sums(frame: Frame) -> None:
+    workload = _column(frame, "workload")
+    idle_kinds = np.array([w.kind == "idle" for w in frame.workloads] or [False])
+    idle = idle_kinds[workload]
+    drawn = dict.fromkeys((*_COMPONENTS, "other"), 0)
+    floors = dict(drawn)
+    for device in frame.devices:
+        component = component_of(device.component)
+        drawn[component] += device.energy_uj
+        floors[component] += device.idle_uj
+    for component in drawn:
+        column = _column(frame, f"{component}_uj")
+        _must_equal(component, exact_sum(column), drawn[component])
+        of_idle = exact_sum(column[idle]) if column.size else 0
+        _must_equal(f"idle {component}", of_idle, floors[component])
+    for name in ("cpu_ns", "gpu_ns"):
+        column = _column(frame, name)
+        if column.size and int(column.max()) > MAX_NS:
+            raise _Bad("sums", f"rows.{name} holds more than {MAX_NS} ns in one window")
+    _check_gpus(frame, idle)
+
+
+def _check_gpus(frame: Frame, idle: NDArray[np.bool_]) -> None:
+    """Every GPU's rows sum to that GPU, and no other row holds GPU energy."""
+    energy_uj = _column(frame, "gpu_uj")
+    device = _column(frame, "gpu_device")
+    gpus = [i for i, d in enumerate(frame.devices) if component_of(d.component) == "gpu"]
+    if device.size and not set(np.unique(device).tolist()) <= {-1, *gpus}:
+        raise _Bad("shape", "rows.gpu_device names a device that is no GPU")
+    if not energy_uj.size:
+        return
+    if not device.size:
+        device = np.full(energy_uj.size, -1, np.int32)
+    _must_equal("gpu without a device", exact_sum(energy_uj[device == -1]), 0)
+    for i in gpus:
+        gpu, here = frame.devices[i], device == i
+        _must_equal(gpu.name, exact_sum(energy_uj[here]), gpu.energy_uj)
+        _must_equal(f"idle {gpu.name}", exact_sum(energy_uj[here & idle]), gpu.idle_uj)
+
+
+def _must_equal(what: str, rows_uj: int, devices_uj: int) -> None:
+    if rows_uj != devices_uj:
+        raise _Bad(
+            "sums",
+            f"{what}: rows sum to {rows_uj} uJ, devices to {devices_uj} uJ "
+            f"({rows_uj - devices_uj:+d}); they must be equal to the microjoule",
+        )
+
+
+def component_of(name: str) -> str:
+    """The component a device counts as: an unknown one is `other`."""
+    return name if name in _COMPONENTS else "other"
+
+
+def exact_sum(column: NDArray[np.uint64]) -> int:
+    """Sum of unsigned integers, however large."""
+    if not column.size:
+        return 0
+    if int(column.max()) * column.size < 2**64:
+        return int(column.sum(dtype=np.uint64))
+    return sum(column.tolist())
+
+
+def _column(frame: Frame, name: str) -> NDArray[np.uint64]:
+    """A packed column in place; empty when every row has the default."""
+    return np.frombuffer(getattr(frame.rows, name), _WIDTHS[name])

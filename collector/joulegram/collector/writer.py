@@ -1,0 +1,337 @@
+"""The last stage of the pipeline: frames -> the ledger, committed in groups, each exactly once.
+
+Order of a group: look up which frames are stored already; then workloads, devices and
+reservations; then the rows with each frame's header as row 0 in the same insert. A frame counts
+once its header is there, so a kill in between leaves nothing that counts twice.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TypeAlias
+
+from joulegram.collector import columns, counters
+from joulegram.collector.columns import Workload
+from joulegram.collector.ledger.chdb import ChdbLedger, literal
+from joulegram.collector.stages import Busy, Refused
+from joulegram.v1.telemetry_pb2 import Frame
+
+log = logging.getLogger(__name__)
+
+Identity: TypeAlias = tuple[str, int, int]  # node, epoch, seq
+
+DAY_S = 86_400
+
+# Larger inserts may land as several parts, and a kill could leave one of them.
+INSERT_MAX_ROWS = 500_000
+INSERT_MAX_BYTES = 128 * 2**20
+ROW_BYTES = 150  # of the fixed columns of `rows`
+
+LOOKUP_MAX_FRAMES = 2_000
+RECENT_MAX_FRAMES = 100_000
+KNOWN_MAX_WORKLOADS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """Frames of one `send`, and where its outcome goes."""
+
+    frames: Sequence[Frame]
+    done: asyncio.Future[list[Refused]]
+
+
+@dataclass(slots=True)
+class Writer:
+    """A Stage whose `send` returns once the frames are in the ledger.
+
+    `run` commits what was sent, until `close`. Frames that became durable (duplicates not
+    among them) are shown to `on_durable` before anybody hears that they are.
+    """
+
+    ledger: ChdbLedger
+    group_s: float = 0.5
+    group_max_rows: int = 200_000
+    queue_max_rows: int = 400_000
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    on_durable: list[Callable[[Sequence[Frame]], None]] = field(default_factory=list)
+
+    _queue: list[_Waiting] = field(default_factory=list)
+    _queued_rows: int = 0
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    _full: asyncio.Event = field(default_factory=asyncio.Event)
+    _closing: bool = False
+
+    async def send(self, frames: Sequence[Frame]) -> Sequence[Refused]:
+        """Return once the frames, but for the refused, are durable. Raises Busy."""
+        rows = sum(map(columns.row_count, frames)) + len(frames)
+        if self._closing or (self._queue and self._queued_rows + rows > self.queue_max_rows):
+            counters.FRAMES.labels("busy").inc(len(frames))
+            raise Busy(f"{self._queued_rows} rows are waiting to be written")
+        waiting = _Waiting(frames, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._queued_rows += rows
+        counters.QUEUED.set(self._queued_rows)
+        self._arrived.set()
+        if self._queued_rows >= self.group_max_rows:
+            self._full.set()
+        return await waiting.done
+
+    async def run(self) -> None:
+        """Commit groups until `close`; then whatever is left."""
+        # One thread, so that the look-ups keep their session.
+        with ThreadPoolExecutor(1, "writer") as thread:
+            store = Store(self.ledger, self.now_ms)
+            while True:
+                await self._arrived.wait()
+                if self.group_s and not self._closing:
+                    await _wait(self._full, self.group_s)
+                group, self._queue, self._queued_rows = self._queue, [], 0
+                self._full.clear()
+                if not self._closing:
+                    self._arrived.clear()
+                counters.QUEUED.set(0)
+                if group:
+                    await self._commit(store, thread, group)
+                elif self._closing:
+                    return
+
+    def close(self) -> None:
+        """Take nothing more; `run` returns when all that was sent has its answer."""
+        self._closing = True
+        self._arrived.set()
+        self._full.set()
+
+    async def _commit(
+        self, store: "Store", thread: ThreadPoolExecutor, group: Sequence[_Waiting]
+    ) -> None:
+        frames = [frame for waiting in group for frame in waiting.frames]
+        loop = asyncio.get_running_loop()
+        with counters.COMMIT_SECONDS.time():
+            try:
+                outcomes = await loop.run_in_executor(thread, store.keep, frames)
+            except Exception as exc:
+                # Looking up failed: nobody knows, so everybody offers it again.
+                log.warning("commit of %d frames failed: %s", len(frames), exc)
+                outcomes = Outcomes([], {}, {id(frame) for frame in frames})
+        for hook in self.on_durable:
+            try:
+                hook(outcomes.stored)
+            except Exception:
+                log.exception("a listener failed on durable frames; they stay durable")
+        for waiting in group:
+            if waiting.done.done():  # its stream is gone
+                continue
+            if any(id(frame) in outcomes.busy for frame in waiting.frames):
+                waiting.done.set_exception(Busy("the ledger did not take an insert"))
+                continue
+            refused = (outcomes.refused.get(id(frame)) for frame in waiting.frames)
+            waiting.done.set_result([r for r in refused if r is not None])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What became of a group; frames are told apart by id()."""
+
+    stored: list[Frame]  # now, by us
+    refused: dict[int, Refused]
+    busy: set[int]
+
+
+@dataclass(slots=True)
+class Store:
+    """Puts groups of frames into the ledger. Used by one thread."""
+
+    ledger: ChdbLedger
+    now_ms: Callable[[], int]
+    _recent: "OrderedDict[Identity, int]" = field(default_factory=OrderedDict)  # -> content hash
+    _known: "OrderedDict[int, tuple[Workload, int]]" = field(default_factory=OrderedDict)
+
+    def keep(self, frames: Sequence[Frame]) -> Outcomes:
+        """Make each frame durable once, refuse conflicts, and say which to offer again."""
+        outcomes = Outcomes([], {}, set())
+        hashes = {id(frame): columns.content_hash(frame) for frame in frames}
+        stored = self._look_up(frames)
+        fresh: dict[Identity, Frame] = {}
+        repeated: list[tuple[Frame, Frame]] = []
+        for frame in frames:
+            key = identity(frame)
+            there = stored.get(key)
+            if there is None and key in fresh:
+                there = hashes[id(fresh[key])]
+                repeated.append((frame, fresh[key]))
+            if there is None:
+                fresh[key] = frame
+            elif there != hashes[id(frame)]:
+                outcomes.refused[id(frame)] = _conflict(frame)
+            else:
+                counters.FRAMES.labels("duplicate").inc()
+        for part in inserts(fresh.values()):
+            missing = self._insert(part, hashes)
+            outcomes.busy.update(map(id, missing))
+            kept = [frame for frame in part if id(frame) not in outcomes.busy]
+            outcomes.stored.extend(kept)
+            for frame in kept:
+                self._remember(identity(frame), hashes[id(frame)])
+            counters.FRAMES.labels("stored").inc(len(kept))
+            counters.FRAMES.labels("busy").inc(len(missing))
+            counters.ROWS.inc(sum(map(columns.row_count, kept)))
+        for frame, first in repeated:
+            if id(first) in outcomes.busy:
+                outcomes.refused.pop(id(frame), None)
+                outcomes.busy.add(id(frame))
+        return outcomes
+
+    def _insert(self, frames: Sequence[Frame], hashes: Mapping[int, int]) -> Sequence[Frame]:
+        """Insert frames of one day. Returns: those that are not in the ledger."""
+        missing = frames
+        for _ in range(2):
+            try:
+                self._insert_once(missing, hashes)
+                return ()
+            except Exception as exc:
+                counters.FAILED.inc()
+                log.warning("insert of %d frames failed: %s", len(missing), exc)
+            # The insert may have landed all the same.
+            stored = self._look_up(missing)
+            missing = [frame for frame in missing if identity(frame) not in stored]
+            if not missing:
+                return ()
+        return missing
+
+    def _insert_once(self, frames: Sequence[Frame], hashes: Mapping[int, int]) -> None:
+        described = [[columns.describe(w) for w in frame.workloads] for frame in frames]
+        self._insert_workloads(frames, described)
+        devices = columns.of_devices(frames)
+        if devices is not None:
+            self.ledger.insert("devices", devices)
+        reservations = columns.of_reservations(frames, described)
+        if reservations is not None:
+            self.ledger.insert("reservations", reservations)
+        of_frames = [hashes[id(frame)] for frame in frames]
+        self.ledger.insert("rows", columns.of_rows(frames, of_frames, described, self.now_ms()))
+
+    def _insert_workloads(
+        self, frames: Sequence[Frame], described: Sequence[Sequence[Workload]]
+    ) -> None:
+        """Insert versions of workloads that differ from the last one known.
+
+        Frames may come in any order, so a version is stamped with its window; when two versions
+        meet, both are written, and the later window wins for every reader.
+        """
+        known: dict[int, tuple[Workload, int]] = {}
+        new: dict[tuple[int, int], tuple[Workload, int]] = {}
+        for frame, workloads in zip(frames, described, strict=True):
+            seen_ms = frame.window_start_ms
+            for workload in workloads:
+                last = known.get(workload.workload) or self._known.get(workload.workload)
+                if last is None or last[0].details != workload.details:
+                    now = workload, seen_ms
+                    for version in (now,) if last is None else (last, now):
+                        key = version[0].workload, version[0].details
+                        if key not in new or new[key][1] < version[1]:
+                            new[key] = version
+                if last is None or last[1] < seen_ms:
+                    known[workload.workload] = workload, seen_ms
+        if new:
+            versions, seen_at_ms = zip(*new.values(), strict=True)
+            self.ledger.insert("workloads", columns.of_workloads(versions, seen_at_ms))
+        for key_of_workload, version in known.items():
+            self._known[key_of_workload] = version
+            self._known.move_to_end(key_of_workload)
+        while len(self._known) > KNOWN_MAX_WORKLOADS:
+            self._known.popitem(last=False)
+
+    def _look_up(self, frames: Sequence[Frame]) -> dict[Identity, int]:
+        """Content hashes of those of these frames that are stored, by identity."""
+        stored = {}
+        unknown = []
+        for frame in frames:
+            there = self._recent.get(identity(frame))
+            if there is None:
+                unknown.append(frame)
+            else:
+                stored[identity(frame)] = there
+        for start_s, day in by_day(unknown):
+            for first in range(0, len(day), LOOKUP_MAX_FRAMES):
+                some = day[first : first + LOOKUP_MAX_FRAMES]
+                found = self.ledger.query(_headers(start_s, some)).to_pydict()
+                keys = zip(found["node"], found["epoch"], found["seq"], strict=True)
+                for key, there in zip(keys, found["hash"], strict=True):
+                    stored[key] = there
+                    self._remember(key, there)
+        return stored
+
+    def _remember(self, key: Identity, content_hash: int) -> None:
+        self._recent[key] = content_hash
+        if len(self._recent) > RECENT_MAX_FRAMES:
+            self._recent.popitem(last=False)
+
+
+def identity(frame: Frame) -> Identity:
+    """What makes a frame the same frame."""
+    return frame.node, frame.epoch, frame.seq
+
+
+def by_day(frames: Iterable[Frame]) -> Iterator[tuple[int, list[Frame]]]:
+    """(start of the UTC day in s, its frames)."""
+
+    def day(frame: Frame) -> int:
+        return frame.window_start_ms // 1000 // DAY_S
+
+    for number, of_day in groupby(sorted(frames, key=day), key=day):
+        yield number * DAY_S, list(of_day)
+
+
+def inserts(frames: Iterable[Frame]) -> Iterator[list[Frame]]:
+    """Whole frames of one day each, as many as surely land as one part."""
+    for _, day in by_day(frames):
+        part: list[Frame] = []
+        rows = size = 0
+        for frame in day:
+            more = columns.row_count(frame) + 1
+            more_bytes = more * ROW_BYTES + frame.ByteSize()
+            if part and (rows + more > INSERT_MAX_ROWS or size + more_bytes > INSERT_MAX_BYTES):
+                yield part
+                part, rows, size = [], 0, 0
+            part.append(frame)
+            rows += more
+            size += more_bytes
+        yield part
+
+
+def _headers(day_start_s: int, frames: Sequence[Frame]) -> str:
+    keys = {identity(frame) for frame in frames}
+    nodes = ", ".join(sorted({literal(node) for node, _, _ in keys}))
+    seqs = ", ".join(map(str, sorted({seq for _, _, seq in keys})))
+    whole = ", ".join(f"({literal(node)}, {epoch}, {seq})" for node, epoch, seq in sorted(keys))
+    # Whole identities decide; nodes and seqs alone let the index skip the rest of the day.
+    return (
+        "SELECT node, epoch, seq, max(hash) AS hash FROM rows "
+        f"WHERE window >= toDateTime({day_start_s}, 'UTC') "
+        f"AND window < toDateTime({day_start_s + DAY_S}, 'UTC') AND row = 0 "
+        f"AND node IN ({nodes}) AND seq IN ({seqs}) AND (node, epoch, seq) IN ({whole}) "
+        "GROUP BY node, epoch, seq"
+    )
+
+
+def _conflict(frame: Frame) -> Refused:
+    return Refused(
+        frame,
+        "conflict",
+        f"frame {frame.seq} of epoch {frame.epoch:#x} of {frame.node} is stored with other "
+        "content; a frame never changes once sent. Look for two agents with one name, or for a "
+        "copied state directory",
+    )
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
