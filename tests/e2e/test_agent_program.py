@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+
 from tests.agent.played import Machine
 
 STEP_S = 0.25
@@ -24,7 +25,7 @@ def fed(machine):
         while not stop.wait(STEP_S):
             now = time.monotonic()
             order = list(machine.zones.items())
-            random.Random(int(now * 1000)).shuffle(order)  # noqa: S311
+            random.Random(int(now * 1000)).shuffle(order)
             machine.zones = dict(order)
             machine.advance(now - before)
             before = now
@@ -39,11 +40,11 @@ def fed(machine):
 
 
 def agent(machine, *flags, frames=8):
+    command = [sys.executable, "-m", "joulegram.cli.main", "agent", "--print"]
+    command += [f"--frames={frames}", "--node=played", "--tick=0.2", "--window=1"]
+    command += [f"--{name}={machine.root}/{path}" for name, path in ROOTS.items()]
     done = subprocess.run(
-        [sys.executable, "-m", "joulegram.cli.main", "agent", "--print", f"--frames={frames}"]
-        + ["--node=played", "--tick=0.2", "--window=1"]
-        + [f"--{name}={machine.root}/{path}" for name, path in ROOTS.items()]
-        + list(flags),
+        [*command, *flags],
         capture_output=True,
         text=True,
         timeout=60,
@@ -56,13 +57,19 @@ ROOTS = {"sysfs": "sys", "procfs": "proc", "cgroupfs": "cgroup"}
 
 
 def joules(frames, kind, id_=""):
-    return sum(
-        sum(row[f"{c}_uj"] for c in ("cpu", "dram", "gpu", "other"))
-        for frame in frames
-        for row in frame["rows"]
-        if (frame["workloads"][row["workload"]]["kind"], frame["workloads"][row["workload"]]["id"])
-        == (kind, id_)
-    ) / 1e6
+    return (
+        sum(
+            sum(row[f"{c}_uj"] for c in ("cpu", "dram", "gpu", "other"))
+            for frame in frames
+            for row in frame["rows"]
+            if (
+                frame["workloads"][row["workload"]]["kind"],
+                frame["workloads"][row["workload"]]["id"],
+            )
+            == (kind, id_)
+        )
+        / 1e6
+    )
 
 
 def test_frames_of_a_played_machine_hold_every_joule(tmp_path):

@@ -105,7 +105,7 @@ class Processes:
         self._known: dict[int, Process] = {}
         self._unread: set[int] = set()
         self._before_ns: int | None = None
-        self._descriptors = max(0, _raise_file_limit() - DESCRIPTORS_LEFT_FREE)
+        self._descriptors = max(0, raise_file_limit() - DESCRIPTORS_LEFT_FREE)
         self._retries = 0
 
     def get(self, pid: int) -> Process | None:
@@ -273,7 +273,8 @@ def _fields(raw: bytes) -> list[bytes] | None:
     return fields
 
 
-def _raise_file_limit() -> int:
+def raise_file_limit() -> int:
+    """Let this process open as many files as it may; returns how many that is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(hard, 1 << 17) if hard != resource.RLIM_INFINITY else 1 << 17
     if soft < wanted:
