@@ -55,7 +55,10 @@ class MeasuringClock:
         if self._since_ns:
             self.ours_ns.append(now_ns - self._since_ns)
             for file in self.files:
-                os.pread(file, 2048, 0)
+                try:
+                    os.pread(file, 2048, 0)
+                except ProcessLookupError:  # somebody else's process, which ended
+                    continue
             self.floor_ns.append(time.thread_time_ns() - now_ns)
         stopped = stop.wait(max(0.0, (until_ns - time.monotonic_ns()) / 1e9))
         self._since_ns = time.thread_time_ns()

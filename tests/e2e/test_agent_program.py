@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_frames_of_a_played_machine_hold_every_joule(tmp_path):
     with fed(machine):
         frames = agent(machine, "--idle-w=cpu0=125")
     assert [f["seq"] for f in frames] == list(range(1, 9))
-    for before, after in zip(frames, frames[1:], strict=False):
+    for before, after in pairwise(frames):
         assert after["window_start_ms"] - before["window_start_ms"] == 1000
     for frame in frames:
         for component in ("cpu", "dram", "other"):
