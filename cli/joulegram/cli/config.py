@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from joulegram.cli import parts
-from joulegram.cli.settings import Given, as_toml
+from joulegram.cli.settings import Given
+from joulegram.cli.values import as_toml
 
 HELP = "Print every setting in force, and where it comes from; secrets are masked."
 

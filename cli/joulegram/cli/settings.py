@@ -8,30 +8,29 @@ flag); `secret` (True: never shown).
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
-import json
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from joulegram.cli.errors import UsageError
-
-UNITS = {
-    "s": "seconds",
-    "ms": "milliseconds",
-    "w": "watts",
-    "mb": "megabytes",
-    "bytes": "bytes",
-    "cores": "cores",
-}
-
-MOST = 2**63  # of any quantity; also keeps nan, inf and what no float holds away
+from joulegram.cli.values import (
+    accepted,
+    as_toml,
+    converted,
+    expanded,
+    from_text,
+    is_many,
+    many_from_texts,
+    unit,
+    without_none,
+)
 
 # Kubernetes tells pods about a service called joulegram-agent by JOULEGRAM_AGENT_PORT and
 # the like: those are not misspelt keys.
@@ -58,10 +57,6 @@ class Key:
     def variable(self) -> str:
         return f"JOULEGRAM_{self.table}_{self.name}".upper()
 
-    @property
-    def unit(self) -> str | None:
-        return UNITS.get(self.name.rpartition("_")[2]) if "_" in self.name else None
-
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -70,6 +65,7 @@ class Given:
     key: Key
     value: Any
     origin: str
+    words: Sequence[str] = ()  # the flags that said it, to be said again to a child
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +91,7 @@ def keys(table: str, cls: type) -> list[Key]:
         Key(
             table=table,
             name=field.name,
-            kind=_without_none(kinds[field.name]),
+            kind=without_none(kinds[field.name]),
             help=field.metadata.get("help", ""),
             flag=field.metadata.get("flag", field.name.replace("_", "-")),
             secret=bool(field.metadata.get("secret")),
@@ -122,7 +118,7 @@ def add_flags(parser: argparse.ArgumentParser, table: str, cls: type) -> None:
             group.add_argument(
                 f"--{key.flag}",
                 dest=key.id,
-                action="append" if _is_many(key.kind) else "store",
+                action="append" if is_many(key.kind) else "store",
                 default=argparse.SUPPRESS,
                 metavar=_metavar(key),
                 help=text,
@@ -139,16 +135,15 @@ def find_file(explicit: str | None, environ: Mapping[str, str]) -> Path | None:
         ("JOULEGRAM_CONFIG", environ.get("JOULEGRAM_CONFIG")),
     ):
         if named:
-            path = _expanded(Path(named))
-            if not path.is_file():
-                raise UsageError(f"{origin} {named}: no such file")
+            path = expanded(Path(named))
+            if not _is_file(path):
+                raise UsageError(f"{origin} {named}: no such file, or not one we may reach")
             return path
-    usual = (
-        Path("joulegram.toml"),
-        _expanded(Path(environ.get("XDG_CONFIG_HOME") or "~/.config")) / "joulegram/joulegram.toml",
-        Path("/etc/joulegram/joulegram.toml"),
-    )
-    return next((path for path in usual if path.is_file()), None)
+    usual = [Path("joulegram.toml"), Path("/etc/joulegram/joulegram.toml")]
+    with contextlib.suppress(UsageError):  # no home, no file in it
+        config = expanded(Path(environ.get("XDG_CONFIG_HOME") or "~/.config"))
+        usual.insert(1, config / "joulegram/joulegram.toml")
+    return next((path for path in usual if _is_file(path)), None)
 
 
 def read(
@@ -179,26 +174,8 @@ def read(
     return Settings(file, given)
 
 
-def as_toml(value: Any) -> str:
-    """A value as TOML would write it, on one line."""
-    match value:
-        case bool() | int():
-            return json.dumps(value)
-        case float():
-            return f"{value:.12g}" if value % 1 else f"{value:.1f}"
-        case Mapping():
-            inside = ", ".join(f"{_bare(str(k))} = {as_toml(v)}" for k, v in value.items())
-            return f"{{ {inside} }}" if inside else "{}"
-        case str() | Path():
-            return json.dumps(str(value), ensure_ascii=False)
-        case Sequence():
-            return f"[{', '.join(as_toml(v) for v in value)}]"
-        case _:
-            return str(value)
-
-
 def nearest(name: str, names: Iterable[str]) -> str:
-    """' Did you mean ...?' or, when nothing is near, the names there are."""
+    """`did you mean ...?` or, when nothing is near, the names there are."""
     known = sorted(names)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
@@ -211,31 +188,35 @@ def _effective(
     file: Path | None,
     environ: Mapping[str, str],
 ) -> Given:
-    said: list[Given] = [Given(key, _plain_default(key), "default")]
+    said: list[Given] = []
     if key.name in section:
         raw = section[key.name]
         where = f"{file}: [{key.table}] {key.name} = {_masked(key, as_toml(raw))}"
         said.append(Given(key, _checked(key, raw, where), str(file)))
     if key.table and (text := environ.get(key.variable)) is not None:
         where = f"{key.variable}={_masked(key, text)}"
-        said.append(Given(key, _checked(key, _from_text(key.kind, text), where), key.variable))
+        said.append(Given(key, _checked(key, from_text(key.kind, text), where), key.variable))
+    words: list[str] = []
     if key.id in flags:
         raw = flags[key.id]
         if isinstance(raw, bool):
-            said.append(Given(key, raw, f"--{key.flag}"))
+            words = [f"--{key.flag}" if raw else f"--no-{key.flag}"]
+            said.append(Given(key, raw, words[0], words))
         else:
             texts = raw if isinstance(raw, list) else [raw]
+            words = [f"--{key.flag}={text}" for text in texts]
             where = f"--{key.flag} {_masked(key, ' '.join(texts))}"
             # A comma inside a repeated flag's value belongs to the value.
-            value = (
-                _many_from_texts(key.kind, texts)
-                if _is_many(key.kind)
-                else _from_text(key.kind, raw)
-            )
-            said.append(Given(key, _checked(key, value, where), f"--{key.flag}"))
-    if get_origin(key.kind) is Mapping and len(said) > 1:
-        merged = {name: v for one in said for name, v in one.value.items()}
-        return Given(key, merged, ", ".join(one.origin for one in said if one.value))
+            many = is_many(key.kind)
+            value = many_from_texts(key.kind, texts) if many else from_text(key.kind, raw)
+            said.append(Given(key, _checked(key, value, where), f"--{key.flag}", words))
+    if not said:
+        # Only now: where no home is known, ~ in an unused default must not be in the way.
+        default = expanded(key.default) if isinstance(key.default, Path) else key.default
+        return Given(key, default, "default")
+    if get_origin(key.kind) is Mapping:
+        merged = {**key.default, **{name: v for one in said for name, v in one.value.items()}}
+        return Given(key, merged, ", ".join(one.origin for one in said), words)
     return said[-1]
 
 
@@ -275,96 +256,12 @@ def _refuse_unknown_variables(
             raise UsageError(f"unknown variable {name}; {nearest(name, names)}")
 
 
-def _from_text(kind: Any, text: str) -> Any:
-    """Text as the value that a TOML file would have held; unreadable text stays text."""
-    if kind is bool:
-        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
-            text.strip().lower(), text
-        )
-    if kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            return text
-    if _is_many(kind):
-        return _many_from_texts(kind, [part.strip() for part in text.split(",") if part.strip()])
-    return text
-
-
-def _many_from_texts(kind: Any, texts: Sequence[str]) -> Any:
-    if get_origin(kind) is not Mapping:
-        return list(texts)
-    of = get_args(kind)[1]
-    pairs = [text.partition("=") for text in texts]
-    if any(not name or not equals for name, equals, _ in pairs):
-        return " ".join(texts)  # not a mapping: _checked refuses it
-    return {name: _from_text(of, value) for name, _, value in pairs}
-
-
 def _checked(key: Key, raw: Any, where: str) -> Any:
     """The value as its field wants it. Raises UsageError, naming what is accepted."""
     try:
-        return _converted(key.kind, raw)
+        return converted(key.kind, raw)
     except TypeError:
-        raise UsageError(f"{where}: takes {_accepted(key)}") from None
-
-
-def _converted(kind: Any, raw: Any) -> Any:
-    """Raises TypeError when `raw` is not of this kind."""
-    if kind is Any:
-        return raw
-    if get_origin(kind) is Mapping:
-        if isinstance(raw, Mapping):
-            return {str(k): _converted(get_args(kind)[1], v) for k, v in raw.items()}
-    elif get_origin(kind) is Sequence:
-        if isinstance(raw, list):
-            return tuple(_converted(get_args(kind)[0], v) for v in raw)
-    elif get_origin(kind) is dict:
-        if isinstance(raw, dict):
-            return raw
-    elif kind in (int, float):
-        # To Python a bool is an int.
-        number = isinstance(raw, (int, kind)) and not isinstance(raw, bool)
-        if number and 0 <= raw <= MOST:
-            return kind(raw)
-    elif kind is Path:
-        if isinstance(raw, str) and raw:
-            return _expanded(Path(raw))
-    elif isinstance(raw, kind):
-        return raw
-    raise TypeError(kind)
-
-
-def _accepted(key: Key) -> str:
-    kind, example = key.kind, key.default
-    many = f"{key.name} with" if get_origin(kind) is Mapping else ""
-    if get_origin(kind) is Mapping:
-        kind, example = get_args(kind)[1], None
-    match kind:
-        case _ if kind in (int, float):
-            what = "a whole number" if kind is int else "a number"
-            unit = f" of {key.unit}" if key.unit else ""
-            number = f"{example or (1 if kind is int else 12.5 if many else 1):g}"
-            one = f"{what}{unit}, 0 or more, such as {number}"
-        case _ if kind is bool:
-            one = "true or false"
-        case _ if kind is Path:
-            one = "a path"
-        case _ if get_origin(kind) is Sequence:
-            inner = get_args(kind)[0]
-            one = "a list of strings" if inner is str else f"tables, [[{key.id}]] in the file"
-        case _:
-            one = "a string"
-    if get_origin(key.kind) is Mapping:
-        return f"NAME=VALUE entries, each value {one}"
-    return one
-
-
-def _without_none(kind: Any) -> Any:
-    if get_origin(kind) in (Union, UnionType):
-        rest = [one for one in get_args(kind) if one is not NoneType]
-        return rest[0] if len(rest) == 1 else Any
-    return kind
+        raise UsageError(f"{where}: takes {accepted(key.kind, key.name, key.default)}") from None
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
@@ -373,12 +270,15 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     return field.default
 
 
-def _plain_default(key: Key) -> Any:
-    return _expanded(key.default) if isinstance(key.default, Path) else key.default
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # another user's home, say
+        return False
 
 
 def _shown_default(key: Key) -> str:
-    if key.default in (None, "") or _is_many(key.kind):
+    if key.default in (None, "") or is_many(key.kind):
         return ""
     if key.kind is bool:
         return f" (default: {'yes' if key.default else 'no'})"
@@ -389,7 +289,7 @@ def _shown_default(key: Key) -> str:
 def _metavar(key: Key) -> str:
     kind = get_args(key.kind)[1] if get_origin(key.kind) is Mapping else key.kind
     if kind in (int, float):
-        one = (key.unit or "number").upper()
+        one = (unit(key.name) or "number").upper()
     elif kind is Path:
         one = "PATH"
     else:
@@ -397,22 +297,5 @@ def _metavar(key: Key) -> str:
     return f"NAME={one}" if get_origin(key.kind) is Mapping else one
 
 
-def _is_many(kind: Any) -> bool:
-    return get_origin(kind) in (Mapping, Sequence)
-
-
 def _masked(key: Key, text: str) -> str:
     return "***" if key.secret else text
-
-
-def _bare(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
-
-
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as homeless:
-        raise UsageError(
-            f"{path}: no home directory is known; set HOME or give a full path"
-        ) from homeless
