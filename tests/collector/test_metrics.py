@@ -211,12 +211,10 @@ def test_joules_without_their_frames_header_are_not_there(ledger: ChdbLedger) ->
 
 def test_grams_never_fall_and_catch_up(ledger: ChdbLedger) -> None:
     teams = TeamGrams(ledger)
-    teams.load()
     teams.update({"web": 10.0, "ml": 5.0})
     teams.update({"web": 8.0, "ml": 6.0})  # a revision of the grid's past
     assert list(teams.items()) == [("ml", 6.0, 0.0), ("web", 10.0, 2.0)]
     again = TeamGrams(ledger)  # the collector starts again
-    again.load()
     again.update({"web": 9.0, "ml": 6.5})
     assert [(team, shown) for team, shown, _ in again.items()] == [("ml", 6.5), ("web", 10.0)]
     again.update({"web": 11.0})

@@ -18,7 +18,7 @@ MAX_POINTS = 20_000
 # counts once its header is there, and once, however often it arrived.
 _POWER = """
 SELECT intDiv(toUInt32(window), {step:UInt32}) * {step:UInt32} AS t, node, part,
-       sum(uj) AS uj, sum(if(covered_ms > 0, covered_ms, if(uj > 0, window_ms, 0))) AS ms
+       sum(uj) AS all_uj, sum(if(covered_ms > 0, covered_ms, if(uj > 0, window_ms, 0))) AS ms
 FROM (SELECT node, window, epoch, seq,
              if(component IN ('cpu', 'dram', 'gpu'), component, 'other') AS part,
              sum(energy_uj) AS uj, avg(coverage) * any(d.window_ms) AS covered_ms,
@@ -55,7 +55,7 @@ def power_series(
     found = ledger.query(_POWER, {"since": since_s, "until": until_s, "step": step_s})
     watts: dict[tuple[str, int], float] = defaultdict(float)
     for row in found.to_pylist():
-        watts[row["part"], int(row["t"])] += row["uj"] / 1e6 / (row["ms"] / 1e3)
+        watts[row["part"], int(row["t"])] += row["all_uj"] / 1e6 / (row["ms"] / 1e3)
     return {
         "t": list(times),
         **{part: [watts.get((part, t)) for t in times] for part in COMPONENTS},

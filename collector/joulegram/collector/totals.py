@@ -87,20 +87,24 @@ class TeamGrams:
 
     def __init__(self, ledger: ChdbLedger) -> None:
         self._ledger = ledger
+        self._loaded = False
         self._shown: dict[str, float] = {}
         self._known: dict[str, float] = {}
 
-    def load(self) -> None:
-        """What was shown before the restart. Blocking."""
+    def _load(self) -> None:
+        """What was shown before the restart."""
         stored = self._ledger.query(
             "SELECT value FROM settings WHERE kind = 'shown' AND name = 'team_co2e_grams'"
         )
         # Versions that were not merged yet may stand side by side; each is only ever greater.
         for value in stored.column("value").to_pylist():
             self._raise(json.loads(value))
+        self._loaded = True
 
     def update(self, grams: Mapping[str, float]) -> None:
         """Take what the join says now, and keep it before it is shown. Blocking."""
+        if not self._loaded:
+            self._load()
         self._known = _bounded(grams, self._shown)
         before = dict(self._shown)
         self._raise(self._known)

@@ -6,6 +6,7 @@ Every error is JSON {error, remedy}. Queries run in a few threads, with a bound 
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -110,7 +111,11 @@ def create_app(
 async def _with_headers(
     request: Request, answer: Callable[[Request], Awaitable[Response]]
 ) -> Response:
-    response = await answer(request)
+    try:
+        response = await answer(request)
+    except Exception as failed:
+        _log_rarely(request.url.path, failed)
+        response = _failure(500, f"{type(failed).__name__} inside", "see the collector's log")
     for name, value in SECURITY_HEADERS.items():
         response.headers.setdefault(name, value)
     if request.url.path.startswith("/api/"):
@@ -151,10 +156,19 @@ def _speak_plainly(app: FastAPI) -> None:
         remedy = "the page is at /, the API under /api/v1/, its shapes at /api/openapi.json"
         return _failure(failed.status_code, f"{request.url.path}: {failed.detail}", remedy)
 
-    @app.exception_handler(Exception)
-    async def broken(request: Request, failed: Exception) -> Response:
-        log.error("%s failed", request.url.path, exc_info=failed)
-        return _failure(500, f"{type(failed).__name__} inside", "see the collector's log")
+
+_logged_at_s: dict[str, float] = {}
+
+
+def _log_rarely(path: str, failed: Exception) -> None:
+    """A page asks every few seconds: the same failure is told once a minute."""
+    key = f"{path.split('/')[-1][:40]} {type(failed).__name__}"
+    if time.monotonic() - _logged_at_s.get(key, -60.0) < 60.0:
+        return
+    if len(_logged_at_s) > 100:
+        _logged_at_s.clear()
+    _logged_at_s[key] = time.monotonic()
+    log.error("%s failed", path, exc_info=failed)
 
 
 def _complaint(error: Any) -> str:

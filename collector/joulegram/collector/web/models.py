@@ -97,7 +97,7 @@ class PowerSeries(BaseModel):
 
 
 class IntensityPoint(BaseModel):
-    t: float | str = Field(description="start of the 5-minute slot")
+    t: float = Field(description="start of the 5-minute slot, seconds since 1970 UTC")
     g_per_kwh: float | None
     quality: str | None
     basis: str | None

@@ -57,7 +57,7 @@ const watts = (w) => scaled(w, Math.abs(w) < 10000 ? [[1, "W"]] : [[1e6, "MW"], 
 const grams = (g) => scaled(g, [[1e6, "t"], [1e3, "kg"], [1, "g"]]);
 const energy = (uj) => scaled(uj / 3.6e9, [[1e6, "MWh"], [1e3, "kWh"], [1, "Wh"]]);
 const joined = ([number, unit]) => number + " " + unit;
-const percent = (share) => (share * 100).toFixed(share < 0.1 && share > 0 ? 1 : 0) + " %";
+const percent = (share) => (share > 0 && share < 0.001 ? "<0.1" : (share * 100).toFixed(share > 0 && share < 0.1 ? 1 : 0)) + " %";
 
 function big(node, [number, unit]) {
   if (!node.firstChild) { make("span", "", node); make("span", "unit", node); }
@@ -65,7 +65,7 @@ function big(node, [number, unit]) {
   text(node.lastChild, unit);
 }
 
-const clock = (iso) => new Date(iso).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const clock = (iso) => new Date(iso).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 
 // ---- the parts of the page
 
@@ -145,13 +145,22 @@ function cells(row, classes) {
 
 function workloadRow() {
   const row = make("tr");
-  const [name, , , share] = cells(row, ["name", "clip", "clip", "share", "num", "num"]);
+  const [name, , , share] = cells(row, ["name", "user", "team", "share", "num", "num"]);
   make("span", "what", name);
   make("span", "kind", name);
-  const line = make("div", "line", share);
+  shareBar(share);
+  return row;
+}
+
+function shareBar(cell) {
+  const line = make("div", "line", cell);
   make("span", "", make("div", "track", line));
   make("span", "percent", line);
-  return row;
+}
+
+function drawShare(cell, share) {
+  cell.querySelector(".track span").style.width = 100 * Math.min(1, share) + "%";
+  text(cell.querySelector(".percent"), percent(share));
 }
 
 function drawWorkload(row, w) {
@@ -162,15 +171,14 @@ function drawWorkload(row, w) {
   if (name.title !== w.name + " (" + w.kind + " " + w.id + ")") name.title = w.name + " (" + w.kind + " " + w.id + ")";
   text(user, w.user);
   text(team, reserved && w.team === "unassigned" ? "" : w.team);
-  share.querySelector(".track span").style.width = 100 * Math.min(1, w.share) + "%";
-  text(share.querySelector(".percent"), percent(w.share));
+  drawShare(share, w.share);
   text(power, digits(w.power_w));
   text(gph, w.g_per_hour === null ? "–" : digits(w.g_per_hour));
 }
 
 function processRow() {
   const row = make("tr");
-  const [name] = cells(row, ["name", "clip", "clip", "num", "num"]);
+  const [name] = cells(row, ["name", "workload", "node", "num pid", "num"]);
   make("span", "what", name);
   return row;
 }
@@ -187,6 +195,7 @@ function drawProcess(row, p) {
 function drawTables(now) {
   fill(at("workload-rows"), now.workloads, workloadRow, drawWorkload);
   fill(at("reserved-rows"), now.reserved, workloadRow, drawWorkload);
+  at("processes").classList.toggle("one-node", now.nodes.reporting + now.nodes.silent === 1);
   fill(at("process-rows"), now.processes, processRow, drawProcess);
 }
 
@@ -209,12 +218,14 @@ function drawToday(report) {
   const rows = [...report.rows].sort((a, b) => b.energy_uj - a.energy_uj);
   fill(at("team-rows"), rows, () => {
     const row = make("tr");
-    const [name] = cells(row, ["name", "num", "num"]);
+    const [name, share] = cells(row, ["name", "share", "num", "num"]);
     make("span", "what", name);
+    shareBar(share);
     return row;
   }, (row, team) => {
-    const [name, joules, co2e] = row.children;
+    const [name, share, joules, co2e] = row.children;
     text(name.firstChild, team.key);
+    drawShare(share, report.total.energy_uj ? team.energy_uj / report.total.energy_uj : 0);
     text(joules, joined(energy(team.energy_uj)));
     text(co2e, team.g_co2e === null ? "–" : joined(grams(team.g_co2e)));
   });
@@ -227,17 +238,17 @@ function theme() {
   return (name) => style.getPropertyValue("--" + name).trim();
 }
 
-function layout(color) {
+function layout(color, range) {
   const axis = { gridcolor: color("line"), linecolor: color("line"), zeroline: false, tickfont: { color: color("muted"), size: 12 }, fixedrange: true };
   return {
-    margin: { l: 46, r: 8, t: 8, b: 30 },
+    margin: { l: 46, r: 12, t: 8, b: 26 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", color: color("ink") },
     showlegend: false,
     hovermode: "x unified",
     hoverlabel: { bgcolor: color("card"), bordercolor: color("line"), font: { color: color("ink") } },
-    xaxis: { ...axis, type: "date", showgrid: false, nticks: 6 },
+    xaxis: { ...axis, type: "date", showgrid: false, nticks: 7, tickformat: "%H:%M", hoverformat: "%H:%M:%S", range },
     yaxis: { ...axis, rangemode: "tozero", nticks: 5 },
   };
 }
@@ -260,30 +271,43 @@ function draw(id, traces, shape, empty) {
   window.Plotly.react(node, traces, shape, { displayModeBar: false, responsive: true });
 }
 
+// Stacked areas know no gaps, and a gap is not zero: each run of measured steps is its own stack.
+function runs(series, shown) {
+  const found = [];
+  let run = null;
+  series.t.forEach((_, i) => {
+    if (!shown.some((c) => series[c][i] !== null)) { run = null; return; }
+    if (!run) found.push(run = []);
+    run.push(i);
+  });
+  return found;
+}
+
 function drawPowerChart(series) {
   const color = theme();
-  const t = series.t.map(local);
   const shown = COMPONENTS.filter((c) => series[c].some((w) => w !== null && w > 0));
-  const traces = shown.map((component) => ({
-    type: "scatter", mode: "lines", stackgroup: "w", stackgaps: "infer zero",
-    x: t, y: series[component], name: COMPONENT_NAMES[component],
+  const traces = runs(series, shown).flatMap((run, number) => shown.map((component) => ({
+    type: "scatter", mode: "lines", stackgroup: "run" + number, name: COMPONENT_NAMES[component],
+    // The last step lasts too.
+    x: [...run.map((i) => series.t[i]), series.t[run[run.length - 1]] + series.step_s].map(local),
+    y: [...run, run[run.length - 1]].map((i) => series[component][i] || 0),
     line: { width: 1.2, color: color(component), shape: "hv" }, fillcolor: color(component) + "b0",
     hovertemplate: "%{y:.2f} W",
-  }));
-  draw("power-chart", traces, layout(color), "Nothing metered in the last hour yet.");
+  })));
+  const end = series.t[series.t.length - 1] + series.step_s;
+  draw("power-chart", traces, layout(color, [local(series.t[0]), local(end)]), "Nothing metered in the last hour yet.");
 }
 
 function drawIntensityChart(points) {
   const color = theme();
-  const shape = layout(color);
   const known = points.filter((p) => p.g_per_kwh !== null);
-  const seconds = (t) => (typeof t === "number" ? t : Date.parse(t) / 1000);
   const traces = known.length ? [{
-    type: "scatter", mode: "lines", x: points.map((p) => local(seconds(p.t))), y: points.map((p) => p.g_per_kwh),
+    type: "scatter", mode: "lines", x: points.map((p) => local(p.t)), y: points.map((p) => p.g_per_kwh),
     line: { width: 2, color: color("accent"), shape: "hv" },
     text: points.map((p) => p.quality || ""), hovertemplate: "%{y:.0f} g/kWh, %{text}<extra></extra>",
   }] : [];
-  draw("intensity-chart", traces, shape, "No intensity known for the last day.");
+  const range = known.length ? [local(points[0].t), local(points[points.length - 1].t + 300)] : undefined;
+  draw("intensity-chart", traces, layout(color, range), "No intensity known for the last day.");
 }
 
 function drawCharts() {
@@ -310,8 +334,9 @@ async function refreshNow() {
 
 async function refreshCharts() {
   if (!lastNow || lastNow.state === "waiting") return;
-  lastCharts.power = await ask("/api/v1/power?since=1h");
-  lastCharts.intensity = (await ask("/api/v1/intensity?since=24h")).points;
+  const [power, intensity] = await Promise.allSettled([ask("/api/v1/power?since=1h"), ask("/api/v1/intensity?since=24h")]);
+  if (power.status === "fulfilled") lastCharts.power = power.value;
+  if (intensity.status === "fulfilled") lastCharts.intensity = intensity.value.points;
   drawCharts();
 }
 
