@@ -30,6 +30,13 @@ class AgentConfig:
     collector: str = field(
         default="127.0.0.1:7471", metadata={"help": "HOST:PORT of the collector"}
     )
+    insecure: bool = field(
+        default=False,
+        metadata={
+            "flag": "agent-insecure",
+            "help": "send to a collector beyond this machine without TLS all the same",
+        },
+    )
     http: str = field(
         default="127.0.0.1:7472",
         metadata={

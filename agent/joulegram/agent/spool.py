@@ -374,7 +374,10 @@ class Spool:
                 pass
 
         self._commit(work)
-        self._db.execute("VACUUM")
+        try:
+            self._db.execute("VACUUM")
+        except sqlite3.Error as exc:  # it needs room for a copy
+            log.warning("the spool's file could not be made smaller: %s", exc)
 
 
 def _forget_acked(db: sqlite3.Connection, before_ms: int) -> None:

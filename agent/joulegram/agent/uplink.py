@@ -1,0 +1,370 @@
+"""The way to the collector: one gRPC stream, kept open, fed from the spool.
+
+At most IN_FLIGHT frames wait for their acknowledgement, and a back-fill (frames older than the
+newest few) takes at most half of them, so that fresh frames never queue behind old ones. A new
+stream first sends a single frame: only a collector that answers gets more. Frames without an
+acknowledgement are offered again, the same bytes, on the next stream.
+"""
+
+import ipaddress
+import logging
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import grpc
+
+from joulegram.agent.errors import SpoolFailed, UplinkRefused
+from joulegram.agent.rarely import Rarely
+from joulegram.agent.spool import Spool, Spooled
+from joulegram.v1.telemetry_pb2 import Ack, Frame
+
+log = logging.getLogger(__name__)
+
+METHOD = "/joulegram.v1.TelemetryService/Report"
+IN_FLIGHT = 8  # frames sent and not acknowledged
+BACKLOG = IN_FLIGHT // 2
+CONNECT_TIMEOUT_S = 5.0
+STATES = ("connecting", "connected", "waiting", "stopped")
+
+# The text of a refusal comes from outside; as a label it must be one of these.
+REASONS = ("sums", "shape", "node", "clock", "conflict", "too_old")
+
+OPTIONS = (
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Back-off is ours. Channels of one process otherwise share gRPC's, and its connections.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+REMEDY = {
+    grpc.StatusCode.UNAUTHENTICATED: "Check this node's credentials.",
+    grpc.StatusCode.PERMISSION_DENIED: "Check that its credentials are for this node's name.",
+    grpc.StatusCode.UNIMPLEMENTED: "Nobody there speaks joulegram.v1: is it the collector's gRPC "
+    "port (--listen, 7471), not the page's?",
+    grpc.StatusCode.INVALID_ARGUMENT: "Agent and collector disagree about the protocol: compare "
+    "their versions.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkStats:
+    """Counts since this process started."""
+
+    state: str  # one of STATES
+    sent: int  # frames handed to gRPC, repeats included
+    acked: int
+    refused: Mapping[str, int]  # by reason: REASONS, other
+    streams: int  # streams begun
+
+
+@dataclass(slots=True)
+class _Sent:
+    frame: Spooled
+    backlog: bool
+    at_s: float  # monotonic
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One stream's own state; requests and responses run in different threads."""
+
+    probe_recent: bool
+    changed: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    in_flight: dict[int, _Sent] = field(default_factory=dict)  # by position in the spool
+    answered: bool = False
+    ended: bool = False
+
+    def add(self, frames: list[Spooled], backlog: bool) -> None:
+        now_s = time.monotonic()
+        with self.lock:
+            for frame in frames:
+                self.in_flight[frame.position] = _Sent(frame, backlog, now_s)
+
+    def settle(self, ranges: list[tuple[int, int, int]]) -> None:
+        """Frames of these (epoch, first seq, last seq) are in flight no more."""
+        with self.lock:
+            for position, sent in list(self.in_flight.items()):
+                if any(
+                    sent.frame.epoch == epoch and first <= sent.frame.seq <= last
+                    for epoch, first, last in ranges
+                ):
+                    del self.in_flight[position]
+        self.answered = True
+        self.changed.set()
+
+    def waiting(self) -> tuple[list[int], int, float | None]:
+        """Positions in flight, how many of them are backlog, when the oldest was sent."""
+        with self.lock:
+            sent = list(self.in_flight.values())
+        return (
+            [one.frame.position for one in sent],
+            sum(one.backlog for one in sent),
+            min((one.at_s for one in sent), default=None),
+        )
+
+
+class Uplink:
+    """Carries a spool's frames to a collector from a thread of its own until `stop`."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        collector: str,
+        *,
+        insecure: bool = False,
+        first_backoff_s: float = 2.0,
+        max_backoff_s: float = 30.0,
+        ack_timeout_s: float = 120.0,
+    ) -> None:
+        """Args:
+            collector: HOST:PORT.
+            insecure: allow plaintext beyond loopback.
+            ack_timeout_s: a collector that has not acknowledged a frame for so long is left, and
+                tried again on a new connection.
+        Raises: UplinkRefused when `collector` is malformed, or beyond loopback without `insecure`.
+        """
+        self._address = address(collector, insecure)
+        self._target = collector
+        self._spool = spool
+        self._first_backoff_s = first_backoff_s
+        self._max_backoff_s = max_backoff_s
+        self._ack_timeout_s = ack_timeout_s
+        self._stopping = threading.Event()
+        self._flush_until_s = 0.0  # monotonic; read once `_stopping` is set
+        self._rarely = Rarely(log)
+        self._stream: _Stream | None = None
+        self._cancel: Callable[[], object] = lambda: None
+        self._state = "connecting"
+        self._sent = self._acked = self._streams = 0
+        self._refused: Counter[str] = Counter()
+        self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Say that the spool holds something new. Never waits."""
+        if stream := self._stream:
+            stream.changed.set()
+
+    def stop(self, within_s: float) -> None:
+        """Send what is pending and hear the last acknowledgements, as far as time allows.
+
+        What could not be sent stays in the spool.
+        """
+        deadline_s = time.monotonic() + within_s
+        self._flush_until_s = deadline_s - within_s / 4
+        self._stopping.set()
+        self.wake()
+        self._thread.join(within_s)
+        if self._thread.is_alive():
+            self._cancel()
+            self._thread.join(0.5)
+
+    def stats(self) -> UplinkStats:
+        return UplinkStats(self._state, self._sent, self._acked, dict(self._refused), self._streams)
+
+    # -- the uplink's thread -------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            self._state = "connecting"
+            try:
+                answered = self._one_stream(probe_recent=failures % 2 == 1)
+            except SpoolFailed as exc:
+                self._rarely.warn("spool", "%s", exc)
+                answered = False
+            except Exception:  # whatever it is, the next stream may do better
+                log.exception("the uplink stumbled; it tries again")
+                answered = False
+            failures = 0 if answered else failures + 1
+            self._state = "waiting"
+            # Full jitter, the first time too: a thousand agents lost the collector together.
+            limit_s = min(self._max_backoff_s, self._first_backoff_s * 2 ** min(failures, 10))
+            self._stopping.wait(random.uniform(0, limit_s))  # noqa: S311
+        self._state = "stopped"
+
+    def _one_stream(self, probe_recent: bool) -> bool:
+        """Run one stream to its end. Returns whether the collector acknowledged anything."""
+        if not self._reached():
+            return False
+        stream = _Stream(probe_recent)
+        with grpc.insecure_channel(self._target, OPTIONS) as channel:
+            self._stream = stream  # before the first request is asked for: `wake` must find it
+            self._streams += 1
+            self._state = "connected"
+            call = channel.stream_stream(METHOD, bytes, Ack.FromString)(self._requests(stream))
+            self._cancel = call.cancel
+            try:
+                for ack in call:
+                    self._settle(stream, ack)
+            except grpc.RpcError as exc:
+                self._complain(exc)
+            finally:
+                self._stream = None
+                stream.ended = True
+                stream.changed.set()
+                call.cancel()
+        return stream.answered
+
+    def _reached(self) -> bool:
+        """Whether anybody listens there. A gRPC call would take a frame before it knows."""
+        try:
+            socket.create_connection(self._address, CONNECT_TIMEOUT_S).close()
+        except OSError as exc:
+            self._rarely.warn(
+                "unreached",
+                "no way to the collector at %s: %s. Frames wait in the spool; trying again.",
+                self._target,
+                exc,
+            )
+            return False
+        return True
+
+    def _settle(self, stream: _Stream, ack: Ack) -> None:
+        durable = [(one.epoch, one.first_seq, one.last_seq) for one in ack.durable]
+        if durable:
+            self._acked += self._spool.ack(durable)
+        for one in ack.refused:
+            if self._spool.quarantine(one.epoch, one.seq, one.reason, one.detail):
+                reason = one.reason if one.reason in REASONS else "other"
+                self._refused[reason] += 1
+                self._rarely.warn(
+                    f"refused {reason}",
+                    "the collector refused frame %x/%d (%s): %s. It is kept in the spool, apart, "
+                    "and not sent again.",
+                    one.epoch,
+                    one.seq,
+                    one.reason[:100],
+                    one.detail[:500],
+                )
+        stream.settle(durable + [(one.epoch, one.seq, one.seq) for one in ack.refused])
+
+    def _complain(self, exc: grpc.RpcError) -> None:
+        code = exc.code() if isinstance(exc, grpc.Call) else grpc.StatusCode.UNKNOWN
+        if self._stopping.is_set() and code is grpc.StatusCode.CANCELLED:
+            return
+        details = exc.details() if isinstance(exc, grpc.Call) else str(exc)
+        self._rarely.warn(
+            f"stream {code.name}",
+            "no way to the collector at %s: %s (%s). %s",
+            self._target,
+            details,
+            code.name,
+            REMEDY.get(code, "Frames wait in the spool; trying again."),
+        )
+
+    # -- gRPC's thread, one per stream ---------------------------------------------------------
+
+    def _requests(self, stream: _Stream) -> Iterator[bytes]:
+        """Serialised frames, as the in-flight window allows; ends the stream by returning."""
+        try:
+            while not stream.ended:
+                stream.changed.clear()
+                batch = self._next(stream)
+                for frame in batch:
+                    self._sent += 1
+                    yield stamped(frame.body, time.time_ns() // 1_000_000)
+                if not batch and not self._wait(stream):
+                    return
+        except SpoolFailed as exc:
+            self._rarely.warn("spool", "%s", exc)
+
+    def _next(self, stream: _Stream) -> list[Spooled]:
+        positions, backlog, _ = stream.waiting()
+        if not stream.answered:
+            # A single frame, and not always the same: one that kills the stream must not
+            # hold up all others, nor may failed streams touch the whole spool.
+            if positions:
+                return []
+            recent = stream.probe_recent
+            fresh = self._spool.offer(1, recent=recent) or self._spool.offer(1, recent=not recent)
+            stream.add(fresh, backlog=False)
+            return fresh
+        fresh = self._spool.offer(IN_FLIGHT - len(positions), recent=True, in_flight=positions)
+        stream.add(fresh, backlog=False)
+        room = min(BACKLOG - backlog, IN_FLIGHT - len(positions) - len(fresh))
+        older = self._spool.offer(room, recent=False, in_flight=positions)
+        stream.add(older, backlog=True)
+        return fresh + older
+
+    def _wait(self, stream: _Stream) -> bool:
+        """Wait for something to do. False when this stream has nothing left to send."""
+        positions, _, oldest_s = stream.waiting()
+        now_s = time.monotonic()
+        if self._stopping.is_set():
+            if now_s >= self._flush_until_s or self._spool.pending() <= len(positions):
+                return False
+            stream.changed.wait(self._flush_until_s - now_s)
+        elif oldest_s is None:
+            stream.changed.wait()
+        elif (left_s := oldest_s + self._ack_timeout_s - now_s) > 0:
+            stream.changed.wait(left_s)
+        else:
+            self._rarely.warn(
+                "silent",
+                "the collector at %s has acknowledged nothing for %.0f s: connecting anew",
+                self._target,
+                self._ack_timeout_s,
+            )
+            self._cancel()
+            return False
+        return True
+
+
+def address(collector: str, insecure: bool) -> tuple[str, int]:
+    """Host and port of HOST:PORT.
+
+    Raises: UplinkRefused when it is malformed, or plaintext would leave this machine unasked.
+    """
+    host, _, port = collector.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    in_brackets = bare != host
+    if (
+        not bare
+        or not (port.isascii() and port.isdecimal() and 0 < int(port) < 2**16)
+        or in_brackets != (":" in bare)
+    ):
+        raise UplinkRefused(
+            f"collector = {collector!r} is not HOST:PORT; write it like 127.0.0.1:7471 or "
+            "[::1]:7471."
+        )
+    if not insecure and not _is_loopback(bare):
+        raise UplinkRefused(
+            f"collector = {collector!r} is beyond this machine, and the way there is not "
+            "encrypted. Put `insecure = true` under [agent] (or --agent-insecure) if the network "
+            "is trusted, or reach the collector through a tunnel on 127.0.0.1."
+        )
+    return bare, int(port)
+
+
+def stamped(body: bytes, now_ms: int) -> bytes:
+    """A serialised frame with its time of sending, the bytes before it untouched.
+
+    Fields of a message may be concatenated: https://protobuf.dev/programming-guides/encoding
+    """
+    return body + _varint(Frame.SENT_AT_MS_FIELD_NUMBER << 3) + _varint(now_ms)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
