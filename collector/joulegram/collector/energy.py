@@ -1,4 +1,3 @@
-# ruff: noqa: S608 (statements are put together from this file's own text; values are parameters)
 """What the ledger holds of a range, by node and slot: entries as columns, in bounded chunks.
 
 Two sources give the same entries: the slots, and, for an answer as of a past date, the raw
@@ -57,7 +56,8 @@ GROUP BY slot_s, node, workload, holder
 UNION ALL
 SELECT slot_s, node, 'device', toUInt64(0), toUInt64(0), component,
        toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(0), sum(d.energy_uj),
-       sumIf(d.energy_uj, quality = 'derived'), sumIf(d.energy_uj, quality = 'modelled'),
+       sumIf(d.energy_uj, quality = 'derived'),
+       sumIf(d.energy_uj, quality NOT IN ('measured', 'derived')),
        sum(d.coverage * d.window_ms), toFloat64(0), count(DISTINCT name), max(d.simulated)
 FROM (SELECT *, intDiv(toUInt32(window), {SLOT_S}) * {SLOT_S} AS slot_s FROM devices FINAL
       WHERE {_LANDED}) AS d
