@@ -10,7 +10,7 @@ const OVERDUE_MS = 30000;
 const COMPONENTS = ["cpu", "dram", "gpu", "other"];
 const COMPONENT_NAMES = { cpu: "CPU", dram: "Memory", gpu: "GPU", other: "Other" };
 const RESERVED = {
-  idle: ["idle", "drawn whether or not anything runs"],
+  idle: ["idle", "drawn even when nothing runs"],
   system: ["system", "kernel and unowned processes"],
   unattributed: ["unattributed", "nobody could be named"],
 };

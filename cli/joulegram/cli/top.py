@@ -1,0 +1,208 @@
+"""`joulegram top`: who draws the watts now, in the terminal."""
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from joulegram.cli import api
+from joulegram.cli.errors import CliError
+
+HELP = "live in the terminal: who draws the watts now"
+EVERY_S = 2.0
+RESERVED_MEANING = {
+    "idle": "drawn even when nothing runs",
+    "system": "kernel and unowned processes",
+    "unattributed": "nobody could be named",
+}
+ROWS_WITHOUT_TERMINAL = 15
+
+Now = Mapping[str, Any]
+
+
+def run(argv: list[str]) -> int:
+    """Show now until Ctrl-C; with --once, or into a pipe, show it once. The exit status."""
+    asked = _arguments(argv)
+    url = api.chosen_url(asked.url)
+    console = Console()
+    if asked.once or not console.is_terminal:
+        console.print(draw(api.get(url, "/api/v1/now", {"top": asked.rows}), url, asked.rows))
+        return 0
+    # Whoever asks for a live view wants to leave it by Ctrl-C: that is no failure.
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(console, url)
+    return 0
+
+
+def watch(console: Console, url: str, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Draw for ever. A collector missing at the start is an error; later it is waited for."""
+    now = api.get(url, "/api/v1/now", {"top": 100}, timeout_s=10)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        problem = ""
+        while True:
+            shown: list[RenderableType] = [draw(now, url, _rows_that_fit(console, now))]
+            if problem:
+                shown.insert(0, Text(problem, style="bold red"))
+            live.update(Group(*shown), refresh=True)
+            sleep(EVERY_S)
+            try:
+                now = api.get(url, "/api/v1/now", {"top": 100}, timeout_s=10)
+                problem = ""
+            except CliError:
+                problem = f"{url} stopped answering; these numbers are of {now['at']}."
+
+
+def draw(now: Now, url: str, rows: int) -> RenderableType:
+    """One frame of the display: at most `rows` workloads and as many processes."""
+    if now["state"] == "waiting":
+        return Text(
+            f"{url} waits for its first window (up to 20 s). If none arrives: does an agent run "
+            "(`joulegram agent`, or `joulegram up` for both)? `joulegram check` says what a node's "
+            "sensors lack."
+        )
+    parts: list[RenderableType] = [_header(now)]
+    if now["state"] == "silent":
+        parts.append(
+            Text(
+                f"No node has reported since {now['window_end']}: what is drawn now is not known. "
+                "Are the agents running?",
+                style="bold red",
+            )
+        )
+    return Group(*parts, Text(), _workloads(now, rows), Text(), _processes(now, rows))
+
+
+def _header(now: Now) -> RenderableType:
+    first = Text()
+    first.append(f"{_number(now['power_w'])} W", style="bold")
+    for component, watts in now["components_w"].items():
+        first.append(f"   {component} {_number(watts)}")
+    if now["modelled_share"] > 0:
+        first.append("   ")
+        first.append(" MODELLED ", style="black on yellow")
+        share = now["modelled_share"]
+        what = "estimated from load" if share > 0.995 else f"{share:.0%} estimated from load"
+        first.append(f" {what}, not measured")
+    if now["simulated"]:
+        first.append("   ")
+        first.append(" SIMULATED ", style="black on yellow")
+
+    second = Text()
+    if now["g_per_hour"] is not None:
+        second.append(f"{_number(now['g_per_hour'])} g CO2e/h", style="bold green")
+    grid = now["intensity"]
+    if grid is None or grid["g_per_kwh"] is None:
+        second.append("grid intensity unknown")
+    else:
+        pue = "" if grid["pue"] == 1 else f", PUE {grid['pue']:g}"
+        second.append(f"   {grid['zone']} {_number(grid['g_per_kwh'])} g/kWh ")
+        second.append(
+            f"({grid['quality']}, {grid['basis'].replace('-', ' ')}, {grid['provider']}{pue})",
+            style="dim" if grid["quality"] == "measured" else "yellow",
+        )
+
+    third = Text()
+    coverage = now["coverage"]
+    nodes = now["nodes"]
+    third.append(f"coverage {'unknown' if coverage is None else f'{coverage:.1%}'}")
+    third.append(f"   {nodes['reporting']} of {nodes['reporting'] + nodes['silent']} nodes report")
+    if nodes["silent"]:
+        third.append(f" (silent: {_printable(', '.join(nodes['silent_names']))})", style="red")
+    third.append(f"   window to {now['window_end']}", style="dim")
+    return Group(first, second, third)
+
+
+def _workloads(now: Now, rows: int) -> Table:
+    table = _table({"workload": 5, "kind": 2, "user": 2, "team": 2}, ("W", "share", "g/h"))
+    shown = now["workloads"][:rows]
+    for workload in shown:
+        names = (workload["name"], workload["kind"], workload["user"], workload["team"])
+        table.add_row(*map(_plain, names), *_numbers(workload))
+    # Apart, and last: a busy program must not have to outrun the idle floor to be seen.
+    if shown:
+        table.add_row()
+    for workload in now["reserved"]:
+        name = f"{workload['kind']}: {RESERVED_MEANING.get(workload['kind'], '')}"
+        table.add_row(name, "", "", "", *_numbers(workload), style="dim")
+    return table
+
+
+def _processes(now: Now, rows: int) -> Table:
+    table = _table({"process": 3, "workload": 4, "node": 3}, ("pid", "W"))
+    for process in now["processes"][:rows]:
+        names = (process["command"], process["workload"], process["node"])
+        table.add_row(*map(_plain, names), str(process["pid"]), _number(process["power_w"]))
+    return table
+
+
+def _table(names: Mapping[str, int], numbers: Sequence[str]) -> Table:
+    """Columns of names with their share of the width, then columns of numbers."""
+    table = Table(box=None, expand=True, pad_edge=False, header_style="bold underline")
+    for heading, ratio in names.items():
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", ratio=ratio)
+    for heading in numbers:
+        # As wide as they get, so that nothing jumps.
+        table.add_column(heading, justify="right", no_wrap=True, min_width=7)
+    return table
+
+
+def _numbers(workload: Mapping[str, Any]) -> tuple[str, str, str]:
+    grams = workload["g_per_hour"]
+    return (
+        _number(workload["power_w"]),
+        f"{workload['share']:.1%}",
+        "" if grams is None else _number(grams),
+    )
+
+
+def _number(value: float) -> str:
+    decimals = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{decimals}f}"
+
+
+def _plain(name: str) -> Text:
+    """A name as text that can neither style nor move the cursor of somebody's terminal."""
+    return Text(_printable(name))
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def _rows_that_fit(console: Console, now: Now) -> int:
+    # Header, two table headings, blank lines and the reserved kinds take the rest.
+    taken = 3 + 1 + 1 + 1 + len(now["reserved"]) + 1 + 1 + 1
+    return max(1, (console.height - taken) // 2)
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="joulegram top", description=HELP, epilog="Ctrl-C ends it.", allow_abbrev=False
+    )
+    parser.add_argument("--url", metavar="URL", help=api.URL_HELP)
+    parser.add_argument("--once", action="store_true", help="print once and end")
+    parser.add_argument(
+        "--rows",
+        type=_rows,
+        default=ROWS_WITHOUT_TERMINAL,
+        metavar="N",
+        help=f"rows of a table with --once (default {ROWS_WITHOUT_TERMINAL})",
+    )
+    return parser.parse_args(argv)
+
+
+def _rows(text: str) -> int:
+    if not (text.isdigit() and 1 <= int(text) <= 200):
+        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 to 200")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
