@@ -399,3 +399,16 @@ def test_every_frame_conserves(machine):
         machine.task(pid, group=f"/system.slice/s{pid % 7}.service".encode(), cores=0.1 * pid / 7)
     for frame in machine.play(5, idle_w={"cpu0": 31.7, "dram0": 2.2}):
         check(frame)
+
+
+def test_without_a_procfs_energy_is_metered_and_nobodys(machine):
+    machine.zone("intel-rapl:0", "package-0", watts=100)
+    frames = machine.play(2, procfs=machine.root / "nowhere")
+    assert energy_j(frames, "unattributed") == near(200)
+
+
+def test_a_package_that_is_plugged_in_later_is_metered_from_then_on(machine):
+    machine.zone("intel-rapl:0", "package-0", watts=100)
+    frames = machine.play(12, {1.0: lambda: machine.zone("intel-rapl:1", "package-1", watts=40)})
+    assert [d.name for d in frames[-1].devices] == ["cpu0", "cpu1"]
+    assert device_j(frames[-1:], "cpu1") == near(40)

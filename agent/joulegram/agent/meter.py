@@ -23,7 +23,7 @@ from joulegram.v1.telemetry_pb2 import Frame
 log = logging.getLogger(__name__)
 
 SLOT_MS = 300_000
-RESCAN_NS = 10_000_000_000  # how often sensors are looked for: hot-plug
+RESCAN_NS = 5_000_000_000  # how often sensors are looked for: hot-plug
 
 
 class Meter:
@@ -54,6 +54,7 @@ class Meter:
         )
         self._usage = Usage(config.procfs, processes, cgroups, self._identity, config.fold_cores)
         self._boot_id = boot_id(config.procfs)
+        self._blind = False  # processes cannot be read
         self.unsound = 0  # frames withheld because their sums did not hold
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
@@ -81,7 +82,14 @@ class Meter:
 
     def _read(self, timeline: Timeline) -> None:
         self.devices.tick(timeline)
-        self._usage.tick(timeline, self._clock.mono_ns())
+        try:
+            self._usage.tick(timeline, self._clock.mono_ns())
+        except OSError as exc:
+            if not self._blind:
+                log.warning("cannot see processes, their energy is unattributed: %s", exc)
+            self._blind = True
+        else:
+            self._blind = False
 
     def _ready(self, timeline: Timeline, now_ns: int) -> Iterator[Frame]:
         """Frames of the windows that have ended and wait for no counter."""

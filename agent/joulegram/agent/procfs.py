@@ -29,7 +29,7 @@ class CpuTimes:
 
     use_ns: int  # user + nice + system + irq + softirq; guest lies in user, steal is nobody's
     interrupts_ns: int  # irq + softirq
-    cpus: int
+    cpus: int  # 0: not said
 
 
 def cpu_times(procfs: Path) -> CpuTimes:
@@ -46,7 +46,7 @@ def _cpu_times(raw: bytes) -> CpuTimes | None:
     return CpuTimes(
         use_ns=(user + nice + system + irq + softirq) * TICK_NS,
         interrupts_ns=(irq + softirq) * TICK_NS,
-        cpus=max(1, (b"\n" + rest).count(b"\ncpu")),
+        cpus=(b"\n" + rest).count(b"\ncpu"),
     )
 
 

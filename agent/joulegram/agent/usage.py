@@ -11,8 +11,9 @@ from joulegram.agent.textfile import Torn
 from joulegram.agent.windows import Timeline, Window
 from joulegram.agent.workloads import NOBODY, Owner
 
+CPUS_MAX = 8192  # of the largest Linux machines
 # A reader may come a while after a scheduler or a replayed tree has written.
-PLAUSIBLE_SLACK_NS = 2_000_000_000
+PLAUSIBLE_SLACK_NS = 10_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Usage:
     cgroups: Cgroups
     identity: Identity
     fold_cores: float
-    _cpus: int = 1
+    _cpus: int = 0
     _interrupts: tuple[int, int] | None = None  # (monotonic ns, ns of interrupts)
     _before_ns: int | None = None
     _owed_ns: dict[str, int] = field(default_factory=dict)  # per cgroup, <= 0
@@ -46,7 +47,7 @@ class Usage:
     def tick(self, timeline: Timeline, now_ns: int) -> None:
         """Read everything once. Raises: OSError when procfs is not there."""
         elapsed_ns = now_ns - self._before_ns if self._before_ns is not None else 0
-        plausible_ns = (elapsed_ns + PLAUSIBLE_SLACK_NS) * self._cpus
+        plausible_ns = (elapsed_ns + PLAUSIBLE_SLACK_NS) * (self._cpus or CPUS_MAX)
         self._before_ns = now_ns
         self._read_interrupts(timeline, now_ns)
         # Counters before their processes: a process that ran on in between is a debt of its

@@ -50,14 +50,14 @@ class LoadModel:
             before_ns, before = self._before
             elapsed_ns = now_ns - before_ns
             used_ns = max(0, times.use_ns - before.use_ns)
-            load = min(1.0, used_ns / (elapsed_ns * times.cpus)) if elapsed_ns > 0 else 0.0
+            load = min(1.0, used_ns / (elapsed_ns * max(1, times.cpus))) if elapsed_ns > 0 else 0.0
             self._counted_uj += round(self.watts(load, times.cpus) * elapsed_ns / 1000)
         self._before = now_ns, times
         return self._counted_uj
 
     def watts(self, load: float, cpus: int) -> float:
         """Power at a load (0..1 of all CPUs), W."""
-        tdp_w = self.tdp_w or cpus * TDP_W_PER_CPU
+        tdp_w = self.tdp_w or max(1, cpus) * TDP_W_PER_CPU
         return tdp_w * (IDLE_SHARE + LOAD_SHARE * math.pow(load, LOAD_EXPONENT))
 
     @property
