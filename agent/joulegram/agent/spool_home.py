@@ -86,6 +86,7 @@ class Home:
             self._coming.rename(self._here)  # a salvage was killed between its two renames
         if not self._here.exists():
             self._build().close()
+            self._complete()
             self._put_in_place()
         db = None
         try:
@@ -136,6 +137,8 @@ class Home:
             db.execute("COMMIT")
         finally:
             db.close()
+        # Said before the old one goes: a kill between the two renames is then made good.
+        self._complete()
         # Closed before the rename: on closing, SQLite deletes the log file by its path.
         if damaged is not None:
             damaged.close()
@@ -212,14 +215,13 @@ class Home:
             shutil.rmtree(old, ignore_errors=True)
         return aside
 
-    def _put_in_place(self) -> None:
+    def _complete(self) -> None:
         (self._coming / "complete").touch()
+        _fsync_directory(self._coming)
+
+    def _put_in_place(self) -> None:
         self._coming.rename(self._here)
-        descriptor = os.open(self._state, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _fsync_directory(self._state)
 
 
 def energy_uj(frame: Frame) -> int:
@@ -268,6 +270,14 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _lock(state: Path) -> int:
