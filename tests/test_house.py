@@ -1,0 +1,99 @@
+"""Laws of the repository itself: layout, generated files, what the prose promises."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ROOTS = PROJECT["tool"]["hatch"]["build"]["dev-mode-dirs"]
+
+
+def make_targets() -> set[str]:
+    said = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    return set(re.findall(r"^  make ([a-z-]+)", said.stdout, re.M))
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_no_part_hides_the_others(root: str) -> None:
+    """`joulegram` is a namespace: an __init__.py in it would hide every other root."""
+    assert (ROOT / root / "joulegram").is_dir()
+    assert not (ROOT / root / "__init__.py").exists()
+    assert not (ROOT / root / "joulegram" / "__init__.py").exists()
+
+
+def test_every_root_is_shipped_and_checked() -> None:
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert wheel == [f"{root}/joulegram" for root in ROOTS]
+    assert set(ROOTS) == set(PROJECT["tool"]["mypy"]["mypy_path"])
+
+
+def test_stubs_are_what_the_proto_says(tmp_path: Path) -> None:
+    """`make stubs` would change nothing."""
+    subprocess.run(
+        [sys.executable, ROOT / "proto/generate.py", tmp_path],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    made = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.py*")}
+    committed = {
+        path.relative_to(ROOT / "proto"): path.read_text()
+        for path in (ROOT / "proto").rglob("*_pb2*.py*")
+        if "__pycache__" not in path.parts
+    }
+    assert made and made == committed
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    names = sorted(path.name for path in (ROOT / "docs/adr").glob("*"))
+    assert names and all(re.fullmatch(r"\d{4}-[a-z0-9-]+\.md", name) for name in names), names
+    assert [int(name[:4]) for name in names] == list(range(1, len(names) + 1))
+    for name in names:
+        title = (ROOT / "docs/adr" / name).read_text().splitlines()[0]
+        assert title.startswith(f"# {int(name[:4])}. "), f"{name}: {title}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_commands_that_the_prose_names_exist(page: str) -> None:
+    """Every `make X` in a line of code or in backticks."""
+    text = (ROOT / page).read_text()
+    code = re.findall(r"`[^`\n]+`", text) + re.findall(r"^```.*?^```", text, re.M | re.S)
+    named = {name for piece in code for name in re.findall(r"\bmake ([a-z-]+)", piece)}
+    assert named <= make_targets(), named - make_targets()
+
+
+def test_the_lock_file_names_no_registry() -> None:
+    """It must install from whatever registry a machine is told to use."""
+    assert '"resolved"' not in (ROOT / "package-lock.json").read_text()
+
+
+def test_the_command_line_needs_no_part() -> None:
+    """`joulegram --help` imports neither agent, collector, wire, nor anything slow."""
+    code = "import sys, joulegram.cli.main as m; m.main([]); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert not loaded & {"joulegram.agent", "joulegram.collector", "joulegram.v1", "httpx", "rich"}
+
+
+def test_a_lean_install_can_read_every_table() -> None:
+    """The modules that hold configuration tables need nothing beyond Python's own library."""
+    code = (
+        "import sys; from joulegram.cli import parts; parts.tables(); "
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {*sys.stdlib_module_names, "joulegram", "__mp_main__"} | {
+        name for name in done.stdout.split() if name.startswith("_")
+    }
