@@ -89,7 +89,9 @@ def test_killed_at_any_moment_the_agent_loses_and_doubles_nothing(tmp_path: Path
             agent.wait()
         # A last one that may end in peace delivers what the others left.
         collector.answer = acknowledge
+        before = len(kept(tmp_path))
         agent = started(tmp_path, collector.address, window_s=3600)
+        wait_until(lambda: len(kept(tmp_path)) > before, "a frame of its own")
         spooled = set(kept(tmp_path))
         collector.wait_for(lambda: spooled <= set(collector.acked), 30.0)
         agent.send_signal(signal.SIGTERM)
@@ -145,6 +147,7 @@ def test_without_a_collector_a_stop_keeps_all_for_the_next_start(tmp_path: Path)
     first = kept(tmp_path)
     with playing(collector):
         agent = started(tmp_path, collector.address, window_s=3600)
+        wait_until(lambda: len(kept(tmp_path)) > len(first), "a frame of its own")
         collector.wait_for(lambda: set(first) <= set(collector.acked))
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(10) == 0
