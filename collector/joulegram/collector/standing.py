@@ -16,7 +16,8 @@ from joulegram.collector.totals import TeamGrams
 log = logging.getLogger(__name__)
 
 GRID_EVERY_S = 10.0
-TEAMS_EVERY_S = 30.0
+GRID_UNKNOWN_EVERY_S = 1.0  # the yearly table is read in just after the start
+TEAMS_EVERY_S = 15.0
 # Revisions of a grid feed mostly touch the last two days; older grams are joined again each hour.
 RECENT = timedelta(days=2)
 OLDER_EVERY_S = 3600.0
@@ -55,7 +56,8 @@ class Standing:
                         thread, self.attempt, "grams by team", self.refresh_teams
                     )
                     teams_due_s = time.monotonic() + TEAMS_EVERY_S
-                await asyncio.sleep(GRID_EVERY_S)
+                known = self.grid is not None and self.grid["g_per_kwh"] is not None
+                await asyncio.sleep(GRID_EVERY_S if known else GRID_UNKNOWN_EVERY_S)
 
     def attempt(self, what: str, refresh: Callable[[], None]) -> None:
         """Refresh one thing; on failure keep what was known, say so once, and go on."""

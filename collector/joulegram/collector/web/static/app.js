@@ -60,7 +60,7 @@ const joined = ([number, unit]) => number + " " + unit;
 const percent = (share) => (share > 0 && share < 0.001 ? "<0.1" : (share * 100).toFixed(share > 0 && share < 0.1 ? 1 : 0)) + " %";
 
 function big(node, [number, unit]) {
-  if (!node.firstChild) { make("span", "", node); make("span", "unit", node); }
+  if (!node.firstChild) { make("span", "", node); node.append(" "); make("span", "unit", node); }
   text(node.firstChild, number);
   text(node.lastChild, unit);
 }
