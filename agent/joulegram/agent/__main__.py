@@ -24,9 +24,13 @@ def run(agent: AgentConfig, options: AgentOptions) -> int:
         signal.signal(number, lambda *_: stop.set())
     if options.print:
         return print_frames(Meter(agent), options.frames, stop)
-    from joulegram.agent.run import serve  # gRPC and SQLite: not needed for printing
+    # gRPC and SQLite: not needed for printing.
+    from joulegram.agent.metrics import AgentMetrics
+    from joulegram.agent.run import serve
 
-    return serve(Meter(agent), agent, stop, frames=options.frames)
+    metrics = AgentMetrics()
+    meter = Meter(agent, on_tick=metrics.tick)
+    return serve(meter, agent, stop, frames=options.frames, metrics=metrics)
 
 
 def print_frames(meter: Meter, count: int, stop: threading.Event) -> int:

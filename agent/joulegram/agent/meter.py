@@ -3,7 +3,7 @@
 import logging
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from joulegram.agent.attribution import attribute
 from joulegram.agent.cgroups import Cgroups
@@ -29,11 +29,19 @@ RESCAN_NS = 5_000_000_000  # how often sensors are looked for: hot-plug
 class Meter:
     """Turns this machine's counters into frames.
 
+    Args:
+        on_tick: told at every tick how late it came, s.
     Raises: BadSetting when tick and window do not fit.
     """
 
-    def __init__(self, config: AgentConfig, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        clock: Clock | None = None,
+        on_tick: Callable[[float], None] = lambda late_s: None,
+    ) -> None:
         self._config = config
+        self._on_tick = on_tick
         self._clock = clock or SystemClock()
         self.tick_ms, self.window_ms = timing_ms(config.tick_s, config.window_s)
         self.epoch = secrets.randbits(64)
@@ -67,6 +75,7 @@ class Meter:
         found_ns = clock.mono_ns()
         self._read(timeline)
         while not clock.wait(stop, self._until_tick_s()):
+            self._on_tick(clock.wall_ns() % (self.tick_ms * 1_000_000) / 1e9)
             timeline.advance(clock.wall_ns(), clock.mono_ns())
             self._read(timeline)
             now_ns = clock.mono_ns()
