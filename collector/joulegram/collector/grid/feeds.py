@@ -51,11 +51,13 @@ class Feeds:
         *,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        answer_within_s: float = neso.ANSWER_WITHIN_S,
     ) -> None:
         self._ledger = ledger
         self._config = config
         self._clock = clock
         self._sleep = sleep
+        self._within_s = answer_within_s
         self._metrics = FeedMetrics(registry)
         world = config.zone == yearly.WORLD
         self._yearly = FeedState(yearly.WORLD_PROVIDER if world else yearly.PROVIDER, config.zone)
@@ -123,26 +125,21 @@ class Feeds:
         After a longer silence the question reaches back to the last value we hold.
         """
         url, now = self._config.neso_url, datetime.fromtimestamp(self._clock(), UTC)
-        newest_s = await asyncio.to_thread(self._newest_actual_s, now)
-        stored = await self._store(await neso.ahead(client, url, now))
+        newest_s = await asyncio.to_thread(
+            table.newest_end_s, self._ledger, neso.ZONE, neso.PROVIDER
+        )
+        stored = await self._store(await neso.ahead(client, url, now, self._within_s))
         since = now - timedelta(hours=24)
         if newest_s:
             since = min(since, datetime.fromtimestamp(newest_s, UTC))
-        return stored + await self._store(await neso.past(client, url, since, now))
+        past = await neso.past(client, url, since, now, self._within_s)
+        return stored + await self._store(past)
 
     async def _store(self, payload: object) -> int:
         answer = neso.parse(payload, self._now_ms())
         for reason, count in answer.quarantined.items():
             self._metrics.quarantined.labels(neso.PROVIDER, reason).inc(count)
         return await asyncio.to_thread(table.append_new, self._ledger, answer.rows)
-
-    def _newest_actual_s(self, now: datetime) -> int:
-        """Where the stored values that are no forecast end, epoch seconds; 0: there are none."""
-        now_s = int(now.timestamp())
-        since_s = now_s - int(neso.MAX_RANGE.total_seconds())
-        rows = table.read(self._ledger, neso.ZONE, since_s, now_s, now_s * 1000 + 999)
-        ends = [r.valid_to_s for r in rows if (r.provider, r.quality) == ("neso", "estimated")]
-        return max(ends, default=0)
 
     def _succeeded(self, state: FeedState, stored: int) -> None:
         if state.failures:

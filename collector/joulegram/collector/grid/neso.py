@@ -57,17 +57,27 @@ class Answer:
     quarantined: Counter[str] = field(default_factory=Counter)
 
 
-async def ahead(client: httpx.AsyncClient, url: str, since: datetime) -> Any:
+async def ahead(
+    client: httpx.AsyncClient, url: str, since: datetime, within_s: float = ANSWER_WITHIN_S
+) -> Any:
     """The 48 hours from `since` on, decoded. Raises: FeedFailure."""
-    return await _get(client, f"{url.rstrip('/')}/intensity/{_stamp(since)}/fw48h")
+    return await _get(client, f"{url.rstrip('/')}/intensity/{_stamp(since)}/fw48h", within_s)
 
 
-async def past(client: httpx.AsyncClient, url: str, since: datetime, until: datetime) -> Any:
+async def past(
+    client: httpx.AsyncClient,
+    url: str,
+    since: datetime,
+    until: datetime,
+    within_s: float = ANSWER_WITHIN_S,
+) -> Any:
     """What was: the last day, or from `since` on, at most MAX_RANGE. Raises: FeedFailure."""
     if until - since <= timedelta(hours=24):
-        return await _get(client, f"{url.rstrip('/')}/intensity/{_stamp(until)}/pt24h")
+        return await _get(client, f"{url.rstrip('/')}/intensity/{_stamp(until)}/pt24h", within_s)
     since = max(since, until - MAX_RANGE)
-    return await _get(client, f"{url.rstrip('/')}/intensity/{_stamp(since)}/{_stamp(until)}")
+    return await _get(
+        client, f"{url.rstrip('/')}/intensity/{_stamp(since)}/{_stamp(until)}", within_s
+    )
 
 
 def parse(payload: Any, known_at_ms: int) -> Answer:
@@ -124,10 +134,10 @@ def _read(entry: Any, known_at_ms: int, answer: Answer) -> None:
         return
 
 
-async def _get(client: httpx.AsyncClient, url: str) -> Any:
+async def _get(client: httpx.AsyncClient, url: str, within_s: float) -> Any:
     try:
         # httpx's own timeouts start again with every byte: a server that drips needs this one.
-        async with asyncio.timeout(ANSWER_WITHIN_S):
+        async with asyncio.timeout(within_s):
             status, headers, body = await _body(client, url)
     except (TimeoutError, httpx.TimeoutException) as exc:
         raise FeedFailure("timeout", f"no whole answer from {url} in time") from exc

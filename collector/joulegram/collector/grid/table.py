@@ -57,6 +57,16 @@ def read(
     return [IntensityRow(*row.values()) for row in table.to_pylist()]
 
 
+def newest_end_s(ledger: ChdbLedger, zone: str, provider: str) -> int:
+    """Where a provider's values that are no forecast end, epoch seconds; 0: it has none."""
+    table = ledger.query(
+        "SELECT toUInt32(max(valid_to)) AS end_s FROM intensity WHERE zone = {zone:String} "
+        "AND provider = {provider:String} AND quality != 'forecast'",
+        {"zone": zone, "provider": provider},
+    )
+    return int(table["end_s"][0].as_py())
+
+
 def append_new(ledger: ChdbLedger, rows: Sequence[IntensityRow]) -> int:
     """Store those of one zone that say something new; returns how many.
 

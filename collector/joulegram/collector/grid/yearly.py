@@ -44,16 +44,25 @@ def check_zone(zone: str) -> None:
     """Raises: UnknownZone with the nearest names; a zone is never guessed."""
     if zone == WORLD or zone in _table():
         return
-    by_spelling = {key.casefold(): key for key in _table()}
-    by_spelling |= {name.casefold(): key for key, (name, _) in _table().items()}
-    # "UK", "germany": people know the country's name better than its key.
-    near = get_close_matches(zone.casefold(), by_spelling, n=5, cutoff=0.5)
-    names = [f"{key} ({_table()[key][0]})" for key in dict.fromkeys(by_spelling[n] for n in near)]
+    names = [f"{key} ({_table()[key][0]})" for key in _near(zone)]
     raise UnknownZone(
         f"grid.zone = {zone!r} is no zone of the shipped table. "
         + (f"Near it: {', '.join(names)}. " if names else "")
         + f"Zones are named as on app.electricitymaps.com; {WORLD} is the world's average."
     )
+
+
+def _near(zone: str) -> list[str]:
+    """Up to five keys that may be meant: by prefix, else by the spelling of key or name."""
+    asked = zone.strip().casefold()
+    asked = {"uk": "gb", "el": "gr"}.get(asked, asked)  # the two codes that are not ISO's own
+    if len(asked) >= 2 and (found := [k for k in _table() if k.casefold().startswith(asked)]):
+        return found[:5]
+    # "germany": people know the country's name better than its key.
+    spellings = {key.casefold(): key for key in _table()}
+    spellings |= {name.casefold(): key for key, (name, _) in _table().items()}
+    near = get_close_matches(asked, spellings, n=5, cutoff=0.5)
+    return list(dict.fromkeys(spellings[spelling] for spelling in near))
 
 
 def rows(zone: str, known_at_ms: int) -> list[IntensityRow]:
