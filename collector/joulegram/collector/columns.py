@@ -1,8 +1,6 @@
 """Frames -> the columns of the ledger's tables. Pure; rows are never touched one by one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
@@ -11,82 +9,26 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from joulegram.collector.validate import component_of
+from joulegram.collector.workloads import Workload
 from joulegram.v1.telemetry_pb2 import Frame
-from joulegram.v1.telemetry_pb2 import Workload as WireWorkload
 
 Columns: TypeAlias = Mapping[str, Any]
 
 QUALITIES = ("measured", "derived", "modelled")
 
-# A cached description may hold on to this many bytes of a workload; larger ones are not kept.
-CACHED_BYTES = 2_048
 
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """One version of what is known of a workload."""
-
-    workload: int  # of (scope, kind, id)
-    details: int  # of the rest
-    scope: str
-    kind: str
-    id: str
-    user: str
-    project: str
-    name: str
-    labels: tuple[str, ...]
-    label_values: tuple[str, ...]
-
-
-def content_hash(frame: Frame) -> int:
-    """64 bits of all that an agent may not change once it has offered the frame."""
+def content_of(frame: Frame) -> bytes:
+    """All that an agent may not change once it has offered the frame, as canonical bytes."""
     sent_at_ms = frame.sent_at_ms
     frame.sent_at_ms = 0
     content = frame.SerializeToString(deterministic=True)
     frame.sent_at_ms = sent_at_ms
+    return content
+
+
+def hash_of(content: bytes) -> int:
+    """64 bits of a frame's content."""
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
-
-
-def digest(*texts: str) -> int:
-    """64 bits of texts, each with its length, so that ("ab", "c") differs from ("a", "bc")."""
-    hashed = blake2b(digest_size=8)
-    for text in texts:
-        encoded = text.encode()
-        hashed.update(len(encoded).to_bytes(4, "little") + encoded)
-    return int.from_bytes(hashed.digest(), "little")
-
-
-def workload_id(scope: str, kind: str, id: str) -> int:
-    """Identity of a workload in the ledger."""
-    return digest(scope, kind, id)
-
-
-def describe(wire: WireWorkload) -> Workload:
-    """A workload as the ledger keeps it."""
-    content = wire.SerializeToString(deterministic=True)
-    return _described(content) if len(content) <= CACHED_BYTES else _describe(content)
-
-
-def _describe(content: bytes) -> Workload:
-    wire = WireWorkload.FromString(content)
-    labels = tuple(sorted(wire.attributes))
-    values = tuple(wire.attributes[label] for label in labels)
-    return Workload(
-        workload_id(wire.scope, wire.kind, wire.id),
-        digest(wire.user, wire.project, wire.name, *labels, "", *values),
-        wire.scope,
-        wire.kind,
-        wire.id,
-        wire.user,
-        wire.project,
-        wire.name,
-        labels,
-        values,
-    )
-
-
-# Agents repeat themselves: the same workload comes in every frame while it runs.
-_described = lru_cache(maxsize=16_384)(_describe)
 
 
 def row_count(frame: Frame) -> int:
@@ -150,10 +92,10 @@ def of_reservations(
     """
     amounts: dict[tuple[int, int, str], float] = {}
     for f, (frame, workloads) in enumerate(zip(frames, described, strict=True)):
-        for wire, workload in zip(frame.workloads, workloads, strict=True):
+        for workload in workloads:
             for device, amount in (
-                ("", wire.reserved_cpus),
-                *((frame.devices[r.device].name, r.fraction) for r in wire.reserved_devices),
+                ("", workload.reserved_cpus),
+                *((frame.devices[i].name, share) for i, share in workload.reserved_devices),
             ):
                 if amount:
                     key = f, workload.workload, device

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,8 @@ class _Stream:
     """What one agent's stream waits for."""
 
     node: str = ""  # of its first frame; the stream speaks for nobody else
-    in_flight_bytes: int = 0
+    waiting: list[Frame] = field(default_factory=list)  # read a moment ago
+    in_flight_bytes: int = 0  # read, `waiting` included, and not yet durable
     in_flight_frames: int = 0
     durable: list[tuple[int, int]] = field(default_factory=list)  # (epoch, seq), not yet acked
     refused: list[Refusal] = field(default_factory=list)
@@ -69,14 +70,16 @@ class Intake(TelemetryServiceServicer):
         *,
         raw_days: float,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-        stream_max_bytes: int = 2**20,
+        stream_max_bytes: int = 2 * 2**20,
         total_max_bytes: int = 256 * 2**20,
+        linger_s: float = 0.02,
     ) -> None:
         self._stage = stage
         self._raw_days = raw_days
         self._now_ms = now_ms
         self._stream_max_bytes = stream_max_bytes
         self._total_max_bytes = total_max_bytes
+        self._linger_s = linger_s  # frames that come together go on together
         self._in_flight_bytes = 0
         self._freed = asyncio.Condition()
         self._open: dict[int, _Stream] = {}
@@ -132,39 +135,46 @@ class Intake(TelemetryServiceServicer):
                 await self._freed.wait_for(room)
 
     def _take(self, stream: _Stream, frame: Frame) -> None:
-        size = frame.ByteSize()
-        counters.RECEIVED.inc(size)
         wrong = validate(frame, stream.node or frame.node, self._now_ms(), self._raw_days)
         if wrong is not None:
             self._refuse(stream, frame, *wrong)
             stream.changed.set()
             return
+        size = frame.ByteSize()
         stream.node = frame.node
         stream.in_flight_frames += 1
         stream.in_flight_bytes += size
         self._in_flight_bytes += size
-        counters.IN_FLIGHT.set(self._in_flight_bytes)
+        if not stream.waiting:
+            asyncio.get_running_loop().call_later(self._linger_s, self._offer, stream)
+        stream.waiting.append(frame)
+
+    def _offer(self, stream: _Stream) -> None:
+        frames, stream.waiting = stream.waiting, []
         # Not awaited: a commit takes the frames of many such sends. If the stream breaks they
         # go on, and the agent hears of it when it offers them again.
-        send = asyncio.create_task(self._send(stream, frame, size))
+        send = asyncio.create_task(self._send(stream, frames))
         self._sends.add(send)
         send.add_done_callback(self._sends.discard)
 
-    async def _send(self, stream: _Stream, frame: Frame, size: int) -> None:
+    async def _send(self, stream: _Stream, frames: Sequence[Frame]) -> None:
+        size = sum(frame.ByteSize() for frame in frames)
+        counters.RECEIVED.inc(size)
+        counters.IN_FLIGHT.inc(size)
         try:
-            refused = await self._stage.send([frame])
+            refused = await self._stage.send(frames)
         except Busy:
             stream.busy = True
         else:
             for one in refused:
                 self._refuse(stream, one.frame, one.reason, one.detail)
-            if not refused:
-                stream.durable.append((frame.epoch, frame.seq))
+            gone = {id(one.frame) for one in refused}
+            stream.durable += [(f.epoch, f.seq) for f in frames if id(f) not in gone]
         finally:
-            stream.in_flight_frames -= 1
+            stream.in_flight_frames -= len(frames)
             stream.in_flight_bytes -= size
             self._in_flight_bytes -= size
-            counters.IN_FLIGHT.set(self._in_flight_bytes)
+            counters.IN_FLIGHT.dec(size)
             stream.changed.set()
             async with self._freed:
                 self._freed.notify_all()

@@ -2,11 +2,14 @@
 
 What is out of date is derived: a slot is dirty when the headers in its rows differ, in count or
 in the sum of their hashes, from those its newest generation was made from. All days are compared
-once after a start; from then on only the slots that commits touched are looked at.
+once after a start; from then on only the slots that commits touched are looked at: by `refresh`
+at once, in the background when no frame has come for a while, so that a slot that is filling is
+not written over and over.
 """
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +33,7 @@ DAY_S = 86_400
 MAX_SLOTS = 512  # looked at together
 MAX_FRAMES = 5_000  # summed together
 MAX_TOUCHED = 200_000  # beyond it their days are compared whole again
+QUIET_S = 5.0
 
 _SLOT = "toUInt32(intDiv(toUInt32(window), 300) * 300)"
 _ENTRY: Mapping[str, pa.DataType] = {
@@ -68,6 +72,7 @@ class _Made:
     frames_hash: int  # modulo 2^64
     frames_ms: int
     identities: tuple[tuple[int, int], ...] = ()  # (epoch, seq)
+    once: bool = False  # no row of it came twice
 
 
 class Rollup:
@@ -78,12 +83,14 @@ class Rollup:
         ledger: ChdbLedger,
         *,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._now_ms = now_ms
+        self._monotonic_s = monotonic_s
         self._working = threading.Lock()
         self._noting = threading.Lock()
-        self._touched: set[SlotKey] = set()
+        self._touched: dict[SlotKey, float] = {}  # and when last, monotonic s
         days = ledger.query(
             "SELECT DISTINCT partition AS day FROM system.parts "
             "WHERE database = currentDatabase() AND table = 'rows' AND active"
@@ -92,9 +99,11 @@ class Rollup:
 
     def touch(self, frames: Iterable[Frame]) -> None:
         """Note where frames became durable. Call it before anybody hears that they are."""
+        at_s = self._monotonic_s()
         with self._noting:
             for frame in frames:
-                self._touched.add((frame.node, frame.window_start_ms // 1000 // SLOT_S * SLOT_S))
+                key = frame.node, frame.window_start_ms // 1000 // SLOT_S * SLOT_S
+                self._touched[key] = at_s
             if len(self._touched) > MAX_TOUCHED:
                 self._uncompared |= {slot_s // DAY_S for _, slot_s in self._touched}
                 self._touched.clear()
@@ -106,29 +115,19 @@ class Rollup:
         Returns: how many slots were written.
         """
         since_s = int(since.timestamp()) // SLOT_S * SLOT_S
-        until_s = -int(-until.timestamp() // 1)
-        written = 0
-        while True:
-            # Held while working, so that whoever asks meanwhile waits for what we took.
-            with self._working:
-                if (day := self._take_day(since_s, until_s)) is not None:
-                    written += self._compare(day)
-                elif keys := self._take_touched(since_s, until_s):
-                    written += self._recompute(keys)
-                else:
-                    return written
+        return self._refresh(since_s, math.ceil(until.timestamp()), math.inf)
+
+    def catch_up(self) -> int:
+        """Make every slot current that no frame has come to for QUIET_S."""
+        return self._refresh(0, 2**32, self._monotonic_s() - QUIET_S)
 
     async def run(self, every_s: float = 2.0) -> None:
-        """Refresh whatever is out of date, now and then every `every_s`, until cancelled."""
+        """Catch up every `every_s`, until cancelled."""
         failing = False
         while True:
             try:
                 if self._touched or self._uncompared:
-                    await asyncio.to_thread(
-                        self.refresh,
-                        datetime.fromtimestamp(0, UTC),
-                        datetime.max.replace(tzinfo=UTC),
-                    )
+                    await asyncio.to_thread(self.catch_up)
                 failing = False
             except Exception as exc:
                 counters.ROLLUP_FAILED.inc()
@@ -137,44 +136,51 @@ class Rollup:
                 failing = True
             await asyncio.sleep(every_s)
 
-    def _take_day(self, since_s: int, until_s: int) -> int | None:
-        with self._noting:
-            inside = [d for d in self._uncompared if since_s - DAY_S < d * DAY_S < until_s]
-            if not inside:
-                return None
-            # Newest first: that is what people ask for.
-            day = max(inside)
-            self._uncompared.discard(day)
-            return day
+    def _refresh(self, since_s: int, until_s: int, quiet_since_s: float) -> int:
+        # Whoever takes a slot holds `_working` until it is written: so a slot that is not due
+        # here is written, or touched later than this call. New ones wait for the next call.
+        with self._working:
+            while isinstance(due := self._due(since_s, until_s, quiet_since_s), int):
+                self._compare(due)
+        written = 0
+        for keys in _batches(due):
+            with self._working:
+                written += self._recompute(self._take(keys))
+        return written
 
-    def _take_touched(self, since_s: int, until_s: int) -> list[SlotKey]:
-        """Touched slots of one day."""
+    def _due(self, since_s: int, until_s: int, quiet_since_s: float) -> int | list[SlotKey]:
+        """A day to compare first; if there is none, touched slots."""
         with self._noting:
-            inside = [key for key in self._touched if since_s <= key[1] < until_s]
-            if not inside:
-                return []
-            day = max(slot_s for _, slot_s in inside) // DAY_S
-            taken = [key for key in inside if key[1] // DAY_S == day][:MAX_SLOTS]
-            self._touched.difference_update(taken)
-            return taken
+            days = [d for d in self._uncompared if since_s - DAY_S < d * DAY_S < until_s]
+            if days:
+                # Newest first: that is what people ask for.
+                self._uncompared.discard(max(days))
+                return max(days)
+            return [
+                key
+                for key, at_s in self._touched.items()
+                if since_s <= key[1] < until_s and at_s <= quiet_since_s
+            ]
 
-    def _compare(self, day: int) -> int:
-        """Recompute the dirty slots of a day."""
+    def _take(self, keys: Iterable[SlotKey]) -> list[SlotKey]:
+        """Those of these that are still touched, which ends with this."""
+        with self._noting:
+            return [key for key in keys if self._touched.pop(key, None) is not None]
+
+    def _put_back(self, keys: Iterable[SlotKey]) -> None:
+        with self._noting:
+            for key in keys:
+                self._touched.setdefault(key, -math.inf)
+
+    def _compare(self, day: int) -> None:
+        """Touch the dirty slots of a day."""
         try:
             keys = self._dirty(day)
         except BaseException:
             with self._noting:
                 self._uncompared.add(day)
             raise
-        with self._noting:
-            self._touched.update(keys)
-        written = 0
-        for first in range(0, len(keys), MAX_SLOTS):
-            some = keys[first : first + MAX_SLOTS]
-            with self._noting:
-                self._touched.difference_update(some)
-            written += self._recompute(some)
-        return written
+        self._put_back(keys)
 
     def _dirty(self, day: int) -> list[SlotKey]:
         start, end = _at(day * DAY_S), _at((day + 1) * DAY_S)
@@ -211,6 +217,8 @@ class Rollup:
 
     def _recompute(self, keys: Sequence[SlotKey]) -> int:
         """Write slots of one day anew where their frames are others than they were made from."""
+        if not keys:
+            return 0
         try:
             inside = _inside(keys, "slot", "toUInt32(slot)")
             made = self._made(inside)
@@ -225,17 +233,25 @@ class Rollup:
             counters.ROLLED_UP.inc(len(changed))
             return len(changed)
         except BaseException:
-            with self._noting:
-                self._touched.update(keys)
+            self._put_back(keys)
             raise
 
     def _present(self, keys: Sequence[SlotKey]) -> dict[SlotKey, _Made]:
         """The frames of slots that are there with their header and all their rows."""
+        # Counting distinct rows is dear, and only needed where some came twice.
         found = self._ledger.query(
-            f"SELECT node, {_SLOT} AS slot_s, epoch, seq, max(hash) AS h, max(window_ms) AS ms "
-            f"FROM rows WHERE {_inside(keys, 'window', _SLOT)} GROUP BY node, slot_s, epoch, seq "
-            "HAVING min(row) = 0 AND uniqExact(row) = max(row_count) + 1"
+            f"SELECT node, {_SLOT} AS slot_s, epoch, seq, max(hash) AS h, max(window_ms) AS ms, "
+            "count() = max(row_count) + 1 AND max(row) = max(row_count) AND min(row) = 0 AS once "
+            f"FROM rows WHERE {_inside(keys, 'window', _SLOT)} GROUP BY node, slot_s, epoch, seq"
         ).to_pylist()
+        if not all(row["once"] for row in found):
+            found = self._ledger.query(
+                f"SELECT node, {_SLOT} AS slot_s, epoch, seq, max(hash) AS h, "
+                "max(window_ms) AS ms, 0 AS once "
+                f"FROM rows WHERE {_inside(keys, 'window', _SLOT)} "
+                "GROUP BY node, slot_s, epoch, seq "
+                "HAVING min(row) = 0 AND uniqExact(row) = max(row_count) + 1"
+            ).to_pylist()
         frames: dict[SlotKey, list[dict[str, Any]]] = {}
         for row in found:
             frames.setdefault((row["node"], row["slot_s"]), []).append(row)
@@ -245,6 +261,7 @@ class Rollup:
                 sum(row["h"] for row in rows) % 2**64,
                 sum(row["ms"] for row in rows),
                 tuple((row["epoch"], row["seq"]) for row in rows),
+                all(row["once"] for row in rows),
             )
             for key, rows in frames.items()
         }
@@ -257,14 +274,16 @@ class Rollup:
             for (node, _), made in slots.items()
             for epoch, seq in made.identities
         )
-        inside = f"{_inside(list(slots), 'window', _SLOT)} AND (node, epoch, seq) IN ({identities})"
+        inside = f"{_near(list(slots), 'window')} AND (node, epoch, seq) IN ({identities})"
+        once = all(made.once for made in slots.values())
+        distinct_rows = "" if once else "LIMIT 1 BY node, epoch, seq, row"
         workloads = self._ledger.query(
             "SELECT node, slot, workload, holder, device, sum(cpu) AS cpu_uj, "
             "sum(dram) AS dram_uj, sum(gpu) AS gpu_uj, sum(other) AS other_uj, "
             "sum(cpu_t) AS cpu_ns, sum(gpu_t) AS gpu_ns FROM ("
             f"SELECT node, {_SLOT} AS slot, workload, holder, device, cpu_uj AS cpu, "
             "dram_uj AS dram, gpu_uj AS gpu, other_uj AS other, cpu_ns AS cpu_t, gpu_ns AS gpu_t "
-            f"FROM rows WHERE {inside} AND row > 0 LIMIT 1 BY node, epoch, seq, row"
+            f"FROM rows WHERE {inside} AND row > 0 {distinct_rows}"
             ") GROUP BY node, slot, workload, holder, device"
         )
         devices = self._ledger.query(
@@ -324,6 +343,17 @@ def _entries(table: pa.Table, entry: str) -> pa.Table:
     return pa.table(columns)
 
 
+def _batches(keys: Iterable[SlotKey]) -> Iterator[list[SlotKey]]:
+    """At most MAX_SLOTS of one day each, newest day first."""
+    by_day: dict[int, list[SlotKey]] = {}
+    for key in keys:
+        by_day.setdefault(key[1] // DAY_S, []).append(key)
+    for day in sorted(by_day, reverse=True):
+        of_day = by_day[day]
+        for first in range(0, len(of_day), MAX_SLOTS):
+            yield of_day[first : first + MAX_SLOTS]
+
+
 def _groups(slots: Mapping[SlotKey, _Made]) -> Iterator[dict[SlotKey, _Made]]:
     """Slots with at most MAX_FRAMES frames, or one slot."""
     group: dict[SlotKey, _Made] = {}
@@ -339,13 +369,18 @@ def _groups(slots: Mapping[SlotKey, _Made]) -> Iterator[dict[SlotKey, _Made]]:
 
 
 def _inside(keys: Sequence[SlotKey], time_column: str, slot: str) -> str:
-    """SQL for "in one of these slots"; its plain parts let the index skip the rest."""
+    """SQL for "in one of these slots"."""
+    pairs = ", ".join(f"({literal(node)}, {slot_s})" for node, slot_s in keys)
+    return f"{_near(keys, time_column)} AND (node, {slot}) IN ({pairs})"
+
+
+def _near(keys: Sequence[SlotKey], time_column: str) -> str:
+    """SQL that lets the index skip most of what is in none of these slots."""
     first, last = min(s for _, s in keys), max(s for _, s in keys)
     nodes = ", ".join(sorted({literal(node) for node, _ in keys}))
-    pairs = ", ".join(f"({literal(node)}, {slot_s})" for node, slot_s in keys)
     return (
         f"{time_column} >= {_at(first)} AND {time_column} < {_at(last + SLOT_S)} "
-        f"AND node IN ({nodes}) AND (node, {slot}) IN ({pairs})"
+        f"AND node IN ({nodes})"
     )
 
 

@@ -16,9 +16,9 @@ from itertools import groupby
 from typing import TypeAlias
 
 from joulegram.collector import columns, counters
-from joulegram.collector.columns import Workload
 from joulegram.collector.ledger.chdb import ChdbLedger, literal
 from joulegram.collector.stages import Busy, Refused
+from joulegram.collector.workloads import Workload, read_workloads
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,8 @@ class Store:
     def keep(self, frames: Sequence[Frame]) -> Outcomes:
         """Make each frame durable once, refuse conflicts, and say which to offer again."""
         outcomes = Outcomes([], {}, set())
-        hashes = {id(frame): columns.content_hash(frame) for frame in frames}
+        contents = {id(frame): columns.content_of(frame) for frame in frames}
+        hashes = {key: columns.hash_of(content) for key, content in contents.items()}
         stored = self._look_up(frames)
         fresh: dict[Identity, Frame] = {}
         repeated: list[tuple[Frame, Frame]] = []
@@ -171,7 +172,7 @@ class Store:
             else:
                 counters.FRAMES.labels("duplicate").inc()
         for part in inserts(fresh.values()):
-            missing = self._insert(part, hashes)
+            missing = self._insert(part, contents, hashes)
             outcomes.busy.update(map(id, missing))
             kept = [frame for frame in part if id(frame) not in outcomes.busy]
             outcomes.stored.extend(kept)
@@ -186,12 +187,14 @@ class Store:
                 outcomes.busy.add(id(frame))
         return outcomes
 
-    def _insert(self, frames: Sequence[Frame], hashes: Mapping[int, int]) -> Sequence[Frame]:
+    def _insert(
+        self, frames: Sequence[Frame], contents: Mapping[int, bytes], hashes: Mapping[int, int]
+    ) -> Sequence[Frame]:
         """Insert frames of one day. Returns: those that are not in the ledger."""
         missing = frames
         for _ in range(2):
             try:
-                self._insert_once(missing, hashes)
+                self._insert_once(missing, contents, hashes)
                 return ()
             except Exception as exc:
                 counters.FAILED.inc()
@@ -203,8 +206,10 @@ class Store:
                 return ()
         return missing
 
-    def _insert_once(self, frames: Sequence[Frame], hashes: Mapping[int, int]) -> None:
-        described = [[columns.describe(w) for w in frame.workloads] for frame in frames]
+    def _insert_once(
+        self, frames: Sequence[Frame], contents: Mapping[int, bytes], hashes: Mapping[int, int]
+    ) -> None:
+        described = [read_workloads(contents[id(frame)]) for frame in frames]
         self._insert_workloads(frames, described)
         devices = columns.of_devices(frames)
         if devices is not None:

@@ -1,0 +1,265 @@
+"""What a row costs the collector, from gRPC bytes to durable, against a bare insert of it.
+
+Ours: CPU time of the shipped `joulegram collector`, everything it does meanwhile included, while
+8 streams send 200-row frames that another process has serialised before. Reference: CPU time of
+a process that inserts the very same columns into chDB, with the same settings, the same schema
+and as many inserts. `python -m bench.collector_row` prints the steps too.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from joulegram.collector import columns
+from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.migrate import migrate
+from joulegram.collector.validate import validate
+from joulegram.collector.workloads import read_workloads
+from joulegram.collector.writer import Store
+from joulegram.v1.telemetry_pb2 import Ack, Device, Frame, Rows, Workload
+
+LIMIT = 5.0
+STREAMS = 8
+FRAMES_PER_STREAM = 500
+WARM_UP_FRAMES = 20
+ROWS_PER_FRAME = 200
+WORKLOADS_PER_FRAME = 30
+WINDOW_MS = 10_000
+ROWS = STREAMS * FRAMES_PER_STREAM * ROWS_PER_FRAME
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+REPORT = "/joulegram.v1.TelemetryService/Report"
+
+
+def run() -> list[dict[str, Any]]:
+    """Measure; one entry of build/bench.json."""
+    return [_measure()[0]]
+
+
+def _measure() -> tuple[dict[str, Any], dict[str, float]]:
+    with tempfile.TemporaryDirectory(prefix="joulegram-bench-") as folder:
+        # Aligned here once: both processes must make the same frames.
+        now_ms = int(time.time() * 1000) // 300_000 * 300_000
+        start_ms = str(now_ms - (FRAMES_PER_STREAM + WARM_UP_FRAMES) * WINDOW_MS - 300_000)
+        ours_us, inserts = _collector(Path(folder), start_ms)
+        said = _child("reference", str(Path(folder) / "reference"), start_ms, str(inserts))
+    steps: dict[str, float] = json.loads(said)
+    reference_us = steps.pop("bare insert")
+    rest_us = ours_us - sum(steps.values())
+    entry = {
+        "name": "collector_row_direct",
+        "ratio": round(ours_us / reference_us, 3),
+        "limit": LIMIT,
+        "ours": round(ours_us, 3),
+        "reference": round(reference_us, 3),
+        "unit": "us CPU/row",
+    }
+    return entry, {**steps, "gRPC, acks, roll-up, rest": rest_us, "inserts": inserts}
+
+
+def _child(*arguments: str) -> str:
+    argv = [sys.executable, "-m", "bench.collector_row", *arguments]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=300, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def _collector(folder: Path, start_ms: str) -> tuple[float, int]:
+    """(CPU of the collector per row in us, inserts it made)."""
+    data = folder / "ours"
+    argv = [sys.executable, "-m", "joulegram.cli.main", "collector", "--data", str(data)]
+    argv += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--neso-url", ""]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=folder) as collector:
+        try:
+            assert collector.stderr is not None
+            said = ""
+            for said in collector.stderr:
+                if "agents on " in said:
+                    break
+            address = said.split("agents on ")[1].split(",")[0]
+            cpu_s = float(_child("send", address, start_ms, str(collector.pid)))
+        finally:
+            collector.terminate()
+            collector.wait(10)
+    ledger = ChdbLedger(data)
+    found = ledger.query(
+        "SELECT count() - sum(row = 0) AS n, uniqExact(landed_at_ms) AS inserts FROM rows"
+    ).to_pylist()[0]
+    ledger.close()
+    assert found["n"] == ROWS + STREAMS * WARM_UP_FRAMES * ROWS_PER_FRAME, found
+    return cpu_s / ROWS * 1e6, found["inserts"] - 1  # one, or few, were the warm-up
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def _frames(node: int, first: int, count: int, start_ms: int) -> list[Frame]:
+    """Frames of a busy node: the same workloads in each, other numbers."""
+    rng = np.random.default_rng(node * 100_000 + first)
+    workloads = [Workload(scope=f"node{node}", kind=kind) for kind in ("idle", "system")]
+    workloads += [
+        Workload(
+            scope="cluster",
+            kind="slurm",
+            id=str(node * 1000 + i),
+            user=f"user{i % 7}",
+            project=f"project{i % 3}",
+            name=f"training-{i}",
+        )
+        for i in range(WORKLOADS_PER_FRAME - 2)
+    ]
+    command = [f"process-{i % 40}" for i in range(ROWS_PER_FRAME)]
+    pid = np.arange(1, ROWS_PER_FRAME + 1, dtype="<u4").tobytes()
+    start_ticks = rng.integers(1, 10**7, ROWS_PER_FRAME).astype("<u8").tobytes()
+    frames = []
+    for seq in range(first, first + count):
+        workload = rng.integers(1, WORKLOADS_PER_FRAME, ROWS_PER_FRAME).astype("<u4")
+        workload[0] = 0
+        cpu = rng.integers(0, 10**7, ROWS_PER_FRAME).astype("<u8")
+        dram = rng.integers(0, 10**6, ROWS_PER_FRAME).astype("<u8")
+        devices = [
+            Device(
+                name=name,
+                component=component,
+                energy_uj=int(uj.sum()),
+                idle_uj=int(uj[0]),
+                raw_uj=int(uj.sum()),
+                quality="measured",
+                coverage=1.0,
+            )
+            for name, component, uj in (("cpu0", "cpu", cpu), ("dram0", "dram", dram))
+        ]
+        frames.append(
+            Frame(
+                node=f"node{node}",
+                epoch=node + 1,
+                seq=seq,
+                window_start_ms=start_ms + seq * WINDOW_MS,
+                window_ms=WINDOW_MS,
+                devices=devices,
+                workloads=workloads,
+                rows=Rows(
+                    workload=workload.tobytes(),
+                    pid=pid,
+                    start_ticks=start_ticks,
+                    command=command,
+                    cpu_uj=cpu.tobytes(),
+                    dram_uj=dram.tobytes(),
+                    cpu_ns=(cpu * 100).tobytes(),
+                ),
+                boot_id="b",
+            )
+        )
+    return frames
+
+
+async def _send(address: str, start_ms: int, collector_pid: int) -> float:
+    """CPU time of the collector until all frames are acknowledged, s; the warm-up is not in it."""
+    parts = [
+        [
+            [f.SerializeToString() for f in _frames(node, first, count, start_ms)]
+            for node in range(STREAMS)
+        ]
+        for first, count in ((1, WARM_UP_FRAMES), (1 + WARM_UP_FRAMES, FRAMES_PER_STREAM))
+    ]
+
+    async def stream(channel: grpc.aio.Channel, serialised: Sequence[bytes]) -> None:
+        call: Any = channel.stream_stream(REPORT, None, Ack.FromString)()
+
+        async def write() -> None:
+            for one in serialised:
+                await call.write(one)
+            await call.done_writing()
+
+        writing = asyncio.create_task(write())
+        acknowledged = 0
+        while (ack := await call.read()) is not grpc.aio.EOF:
+            assert not ack.refused, ack.refused
+            acknowledged += sum(r.last_seq - r.first_seq + 1 for r in ack.durable)
+        await writing
+        assert acknowledged == len(serialised)
+
+    used_s = 0.0
+    for part in parts:
+        before_s = _cpu_s(collector_pid)
+        channels = [
+            grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
+            for _ in part
+        ]
+        await asyncio.gather(*map(stream, channels, part))
+        used_s = _cpu_s(collector_pid) - before_s
+        for channel in channels:
+            await channel.close()
+    return used_s
+
+
+def _reference(folder: Path, start_ms: int, inserts: int) -> dict[str, float]:
+    """CPU per row of a bare insert, and of each of our steps when it is alone, us."""
+    ledger = ChdbLedger(folder)
+    migrate(ledger)
+    warm_up = [f for n in range(STREAMS) for f in _frames(n, 1, WARM_UP_FRAMES, start_ms)]
+    of_node = [_frames(n, 1 + WARM_UP_FRAMES, FRAMES_PER_STREAM, start_ms) for n in range(STREAMS)]
+    frames = [frame for same_seq in zip(*of_node, strict=True) for frame in same_seq]
+    serialised = [frame.SerializeToString() for frame in frames]
+    now_ms = int(time.time() * 1000)
+    store = Store(ledger, lambda: now_ms)
+    store.keep(warm_up)
+    steps: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        before_s = time.process_time()
+        done = work(*arguments)
+        steps[name] = steps.get(name, 0.0) + (time.process_time() - before_s) / ROWS * 1e6
+        return done
+
+    parsed = timed("parse", lambda: list(map(Frame.FromString, serialised)))
+    timed("validate", lambda: [validate(f, f.node, now_ms, 90.0) for f in parsed])
+    contents = timed("hash", lambda: list(map(columns.content_of, parsed)))
+    hashes = timed("hash", lambda: list(map(columns.hash_of, contents)))
+    described = timed("workloads", lambda: list(map(read_workloads, contents)))
+    groups = list(_groups(len(frames), inserts))
+    blocks = [
+        timed("columns", columns.of_rows, parsed[g], hashes[g], described[g], now_ms)
+        for g in groups
+    ]
+    devices = [timed("columns", columns.of_devices, parsed[g]) for g in groups]
+    # Turn about, so that a slow moment of the machine meets both.
+    for g, block, of_devices in zip(groups, blocks, devices, strict=True):
+        timed("look-up", store._look_up, parsed[g])
+        timed("bare insert", ledger.insert, "rows", block)
+        timed("devices", ledger.insert, "devices", of_devices)
+    steps["insert"] = steps["bare insert"]
+    ledger.close()
+    return steps
+
+
+def _groups(count: int, parts: int) -> Iterator[slice]:
+    for part in range(parts):
+        yield slice(count * part // parts, count * (part + 1) // parts)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Children of `run`, or by hand: the entry and the steps."""
+    if not argv:
+        entry, steps = _measure()
+        print(entry, f"{steps.pop('inserts'):.0f} inserts")
+        for name, us in steps.items():
+            print(f"  {name:28s} {us:6.3f} us CPU/row  {us / entry['reference']:5.2f}")
+    elif argv[0] == "send":
+        print(asyncio.run(_send(argv[1], int(argv[2]), int(argv[3]))))
+    else:
+        print(json.dumps(_reference(Path(argv[1]), int(argv[2]), int(argv[3]))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

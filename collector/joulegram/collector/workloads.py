@@ -1,0 +1,136 @@
+"""Workloads as frames carry them and as the ledger keeps them.
+
+Agents repeat themselves: a workload comes in every frame while it runs, the same bytes each
+time. So a frame's workloads are read as bytes first, and each distinct one is looked into once.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from joulegram.v1.telemetry_pb2 import Frame
+from joulegram.v1.telemetry_pb2 import Workload as WireWorkload
+
+MAX_BYTES = 65_536  # one workload, attributes included
+MAX_NAME = 1_020  # characters of scope, kind, id
+
+CACHE_ENTRIES = 65_536
+CACHED_BYTES = 1_024  # larger ones are looked into each time
+
+CONTROL = re.compile("[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One version of what is known of a workload."""
+
+    workload: int  # of (scope, kind, id)
+    details: int  # of user, project, name, labels
+    scope: str
+    kind: str
+    id: str
+    user: str
+    project: str
+    name: str
+    labels: tuple[str, ...]
+    label_values: tuple[str, ...]
+    reserved_cpus: float
+    reserved_devices: tuple[tuple[int, float], ...]  # (index into the frame's devices, fraction)
+    problem: str  # why no frame may carry it; "": it is well
+
+
+def digest(*texts: str) -> int:
+    """64 bits of texts, each with its length, so that ("ab", "c") differs from ("a", "bc")."""
+    hashed = blake2b(digest_size=8)
+    for text in texts:
+        encoded = text.encode()
+        hashed.update(len(encoded).to_bytes(4, "little") + encoded)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def workload_id(scope: str, kind: str, id: str) -> int:
+    """Identity of a workload in the ledger."""
+    return digest(scope, kind, id)
+
+
+def read_workloads(content: bytes) -> list[Workload]:
+    """The workloads of a frame, in its order.
+
+    Args:
+        content: the frame, serialised deterministically.
+    """
+    return [
+        _read_once(packed) if len(packed) <= CACHED_BYTES else _read(packed)
+        for packed in _Packed.FromString(content).workloads
+    ]
+
+
+def _read(packed: bytes) -> Workload:
+    wire = WireWorkload.FromString(packed)
+    labels = tuple(sorted(wire.attributes))
+    values = tuple(wire.attributes[label] for label in labels)
+    return Workload(
+        workload_id(wire.scope, wire.kind, wire.id),
+        digest(wire.user, wire.project, wire.name, *labels, "", *values),
+        wire.scope,
+        wire.kind,
+        wire.id,
+        wire.user,
+        wire.project,
+        wire.name,
+        labels,
+        values,
+        wire.reserved_cpus,
+        tuple((reserved.device, reserved.fraction) for reserved in wire.reserved_devices),
+        _problem(wire, len(packed)),
+    )
+
+
+_read_once = lru_cache(CACHE_ENTRIES)(_read)
+
+
+def _problem(wire: WireWorkload, size: int) -> str:
+    names = wire.scope, wire.kind, wire.id
+    if size > MAX_BYTES:
+        return f"it has {size} bytes, at most {MAX_BYTES} fit; shorten its attributes"
+    if CONTROL.search("".join(names)):
+        return "its scope, kind or id holds a control character"
+    if max(map(len, names)) > MAX_NAME:
+        return f"its scope, kind or id is beyond {MAX_NAME} characters"
+    if not 0.0 <= wire.reserved_cpus < math.inf:
+        return f"reserved_cpus {wire.reserved_cpus} is no number of CPUs"
+    for reserved in wire.reserved_devices:
+        if not 0.0 <= reserved.fraction <= 1.0:
+            return f"it reserves {reserved.fraction} of a device; 0 to 1 fit"
+    return ""
+
+
+def _packed_frame() -> Any:
+    """A message that reads a Frame's workloads as bytes and skips all else.
+
+    On the wire a message in a message is bytes, so this is the same field.
+    """
+    field = Frame.DESCRIPTOR.fields_by_name["workloads"]
+    file = descriptor_pb2.FileDescriptorProto(
+        name="joulegram/collector/packed.proto", package="joulegram.collector", syntax="proto3"
+    )
+    message = file.message_type.add(name="PackedFrame")
+    message.field.add(
+        name="workloads",
+        number=field.number,
+        label=descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED,
+        type=descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(
+        pool.FindMessageTypeByName("joulegram.collector.PackedFrame")
+    )
+
+
+_Packed: Any = _packed_frame()
