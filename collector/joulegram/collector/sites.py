@@ -31,7 +31,7 @@ class Site:
 def site_of(config: GridConfig) -> Site:
     """Check [grid] and resolve `basis = "auto"`: what the zone's live feed counts, if any.
 
-    Raises: UnknownZone; BadSetting for a PUE or basis out of range.
+    Raises: UnknownZone; BadSetting for a value that cannot hold.
     """
     yearly.check_zone(config.zone)
     if not (math.isfinite(config.pue) and 1.0 <= config.pue <= PUE_MAX):
@@ -43,6 +43,16 @@ def site_of(config: GridConfig) -> Site:
         raise BadSetting(
             f"grid.basis = {config.basis!r}: write lifecycle, direct, or auto for what the "
             "zone's live feed counts."
+        )
+    if not (math.isfinite(config.neso_poll_s) and config.neso_poll_s > 0):
+        raise BadSetting(
+            f"grid.neso_poll_s = {config.neso_poll_s:g}: seconds between two polls, above 0; NESO "
+            "publishes every 30 minutes, so 600 is often enough."
+        )
+    if config.neso_url and not config.neso_url.startswith(("http://", "https://")):
+        raise BadSetting(
+            f"grid.neso_url = {config.neso_url!r}: write http:// or https:// and the host, or "
+            "leave it empty to ask nobody."
         )
     if config.basis != "auto":
         return Site(config.zone, config.pue, BASES[config.basis])

@@ -58,20 +58,19 @@ def team_of(rules: Sequence[Mapping[str, str]], who: Mapping[str, Any], at_s: in
     for rule in rules:
         if _since_s(rule) > at_s or (who["kind"] in RESERVED_KINDS and "kind" not in rule):
             continue
-        if all(
-            fnmatchcase(_field(who, key), pattern)
-            for key, pattern in rule.items()
-            if key not in ("team", "since")
-        ):
+        patterns = [(_field(who, k), p) for k, p in rule.items() if k not in ("team", "since")]
+        if all(value is not None and fnmatchcase(value, pattern) for value, pattern in patterns):
             return rule["team"]
     return UNASSIGNED
 
 
-def _field(who: Mapping[str, Any], key: str) -> str:
+def _field(who: Mapping[str, Any], key: str) -> str | None:
+    """None: it has no such thing, which not even `*` matches."""
     if key.startswith("label."):
-        return str(who["attributes"].get(key.removeprefix("label."), ""))
+        label = who["attributes"].get(key.removeprefix("label."))
+        return None if label is None else str(label)
     if key == "unit":
-        return str(who["id"]) if who["kind"] == "systemd" else ""
+        return str(who["id"]) if who["kind"] == "systemd" else None
     return str(who["project" if key == "account" else key])
 
 
