@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from joulegram.collector import reports, teams
+from joulegram.collector.energy import COMPONENTS
 from joulegram.collector.errors import BadQuestion
 from joulegram.collector.settings import record
 from joulegram.v1.telemetry_pb2 import Device, Frame, ReservedDevice, Workload
@@ -145,7 +146,7 @@ def test_every_question_accounts_for_every_microjoule(site: Place) -> None:
     for idle_policy in reports.IDLE_POLICIES:
         parts = [
             site.report(1, idle_policy=idle_policy, components=[c])["metered_uj"]
-            for c in reports.COMPONENTS
+            for c in COMPONENTS
         ]
         assert sum(parts) == sent_uj and parts[3] == 0
 
@@ -290,7 +291,7 @@ def test_teams_over_time_and_as_they_were_known(site: Place) -> None:
     at = site.now - 2 * HOUR
     teams.record_rules(site.ledger, [{"team": "research", "user": "ada"}], ms(at))
     assert keyed(site.report(1, by="team")) == {"research": 120_000_000, "unassigned": 36_000_000}
-    moved = [
+    moved: list[dict[str, Any]] = [
         {"team": "ml", "user": "ada", "since": START + 0.5 * HOUR},
         {"team": "research", "user": "ada"},
         {"team": "ops", "kind": "system"},

@@ -18,6 +18,7 @@ from joulegram.collector.teams import RESERVED_KINDS, UNASSIGNED, starts_s, team
 
 QUALITIES = ("measured", "derived", "modelled")  # best first
 GPU = COMPONENTS.index("gpu")
+MAX_NODES = 2**24  # so that a (slot, node) fits 63 bits as one number
 
 Ints: TypeAlias = NDArray[np.int64]
 # (slot_s, node, workload, uj by component) of workload rows
@@ -159,11 +160,8 @@ class Books:
         """Add the covered time: of a node the mean over its devices, at most what is expected."""
         if not len(chunk.device_slot_s):
             return
-        cells, cell = np.unique(
-            np.stack([chunk.device_slot_s, chunk.device_node]), axis=1, return_inverse=True
-        )
-        slot_s, node = cells
-        cell = cell.reshape(-1)
+        cells, cell = np.unique(_cell(chunk.device_slot_s, chunk.device_node), return_inverse=True)
+        slot_s, node = np.divmod(cells, MAX_NODES)
         begin = np.maximum(slot_s, np.array([span.since_s for span in self._spans])[node])
         end = np.minimum(slot_s + SLOT_S, np.array([span.until_s for span in self._spans])[node])
         expected = np.maximum(end - begin, 0) * 1000.0
@@ -209,17 +207,20 @@ class Books:
             return
         ids, which = np.unique(workload, return_inverse=True)
         period = self._period(self._rates.slots_s[slot])
-        sorts, sort = np.unique(np.stack([which, period, node]), axis=1, return_inverse=True)
-        sort = sort.reshape(-1)
-        sort_uj = np.zeros(sorts.shape[1], dtype=np.uint64)
+        periods = len(self._team_starts) + 1
+        sorts, sort = np.unique(
+            (which * periods + period) * len(self._spans) + node, return_inverse=True
+        )
+        sort_uj = np.zeros(len(sorts), dtype=np.uint64)
         np.add.at(sort_uj, sort, uj)
-        sort_quality = np.zeros(sorts.shape[1], dtype=np.int64)
+        sort_quality = np.zeros(len(sorts), dtype=np.int64)
         np.maximum.at(sort_quality, sort, quality)
 
         places: dict[Any, int] = {}
-        place_of_sort = np.zeros(sorts.shape[1], dtype=np.int64)
-        for index, (which_id, when, where) in enumerate(sorts.T.tolist()):
-            owner = int(ids[which_id])
+        place_of_sort = np.zeros(len(sorts), dtype=np.int64)
+        for index, (code, where) in enumerate(zip(*divmod(sorts, len(self._spans)), strict=True)):
+            which_id, when = divmod(int(code), periods)
+            owner, where = int(ids[which_id]), int(where)
             name = self._name(owner, where, when) if component is None else component
             place_of_sort[index] = places.setdefault(name, len(places))
             account = self._accounts[name]
@@ -311,11 +312,17 @@ class Books:
 
 def _row_quality(chunk: Chunk, slot_s: Ints, node: Ints, uj: NDArray[np.uint64]) -> Ints:
     """The quality of each row's energy by component, shape (n, 4); 0 where it has none."""
-    cells = np.unique(chunk.device_slot_s * 2**24 + chunk.device_node)
+    device_cell = _cell(chunk.device_slot_s, chunk.device_node)
+    cells = np.unique(device_cell)
     worst = np.zeros((len(cells) + 1, len(COMPONENTS)), dtype=np.int64)
-    device_cell = np.searchsorted(cells, chunk.device_slot_s * 2**24 + chunk.device_node)
-    np.maximum.at(worst, (device_cell, chunk.device_component), chunk.device_quality)
-    return worst[np.searchsorted(cells, slot_s * 2**24 + node)] * (uj > 0)
+    at = np.searchsorted(cells, device_cell)
+    np.maximum.at(worst, (at, chunk.device_component), chunk.device_quality)
+    return worst[np.searchsorted(cells, _cell(slot_s, node))] * (uj > 0)
+
+
+def _cell(slot_s: Ints, node: Ints) -> Ints:
+    """One number for a (slot, node)."""
+    return slot_s * MAX_NODES + node
 
 
 def _shared_out(policy: str, chunk: Chunk, idle: NDArray[np.bool_]) -> Held:
@@ -331,24 +338,27 @@ def _shared_out(policy: str, chunk: Chunk, idle: NDArray[np.bool_]) -> Held:
         reserved[slot_s, node][workload] = round(ms * 1000)
     out: list[tuple[int, int, int, list[int]]] = []
     for (slot_s, node), rows in _cells(chunk):
-        idle_rows, active_rows = rows[idle[rows]], rows[~idle[rows]]
-        if not len(idle_rows):
+        is_idle, uj = idle[rows].tolist(), chunk.uj[rows].tolist()
+        owners, holders = chunk.workload[rows].tolist(), chunk.holder[rows].tolist()
+        if not any(is_idle):
             continue
         gains: dict[int, list[int]] = defaultdict(lambda: [0] * len(COMPONENTS))
-        nobody = int(chunk.workload[idle_rows[0]])
+        nobody = owners[is_idle.index(True)]
         for component in range(len(COMPONENTS)):
             idle_uj: dict[int, int] = defaultdict(int)
-            for row in idle_rows:
-                idle_uj[int(chunk.holder[row])] += int(chunk.uj[row, component])
             active_uj: dict[int, int] = defaultdict(int)
-            for row in active_rows:
-                active_uj[int(chunk.workload[row])] += int(chunk.uj[row, component])
+            for owner, holder, apart, energies in zip(owners, holders, is_idle, uj, strict=True):
+                if energies[component]:
+                    whose = (idle_uj, holder) if apart else (active_uj, owner)
+                    whose[0][whose[1]] += energies[component]
+            if not idle_uj:
+                continue
             cpus = {} if component == GPU else reserved.get((slot_s, node), {})
             taken, left = share_idle(policy, idle_uj, active_uj, cpus)
-            for workload, uj in taken.items():
-                gains[workload][component] += uj
+            for workload, gain in taken.items():
+                gains[workload][component] += gain
             gains[nobody][component] += left
-        out.extend((slot_s, node, workload, uj) for workload, uj in gains.items() if any(uj))
+        out.extend((slot_s, node, owner, gain) for owner, gain in gains.items() if any(gain))
     active = ~idle
     columns: Sequence[Sequence[Any]] = list(zip(*out, strict=True)) or [(), (), (), ()]
     return (

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from joulegram.collector.accounting.choose import SLOT_S
@@ -123,7 +124,7 @@ def chunks(ledger: ChdbLedger, source: Source, nodes: Mapping[str, int]) -> Iter
     for since_s, until_s in _pieces(ledger, source):
         piece = Source(since_s, until_s, source.landed_ms)
         table = ledger.query(_SLOTS if piece.landed_ms is None else _RAW, piece.params)
-        yield _chunk({name: table[name].to_numpy() for name in table.column_names}, nodes)
+        yield _chunk(table, nodes)
 
 
 def _pieces(ledger: ChdbLedger, source: Source) -> list[tuple[int, int]]:
@@ -152,17 +153,21 @@ def _range(source: Source) -> dict[str, Value]:
     return {"since": source.since_s, "until": source.until_s}
 
 
-def _chunk(column: dict[str, Any], nodes: Mapping[str, int]) -> Chunk:
+def _chunk(table: pa.Table, nodes: Mapping[str, int]) -> Chunk:
+    column: dict[str, Any] = {
+        name: table[name].to_numpy()
+        for name in table.column_names
+        if name not in ("node", "entry", "component")
+    }
     slot_s = column["slot_s"].astype(np.int64)
-    names, inverse = np.unique(column["node"].astype(str), return_inverse=True)
-    node = np.array([nodes.get(str(name), -1) for name in names], dtype=np.int64)[inverse]
-    entry = np.where(node >= 0, column["entry"].astype(str), "")
-    work, device, reserved = (entry == e for e in ("workload", "device", "reserved"))
+    node = _indices(table["node"], nodes, -1)
+    kinds = {"workload": 0, "device": 1, "reserved": 2}
+    entry = np.where(node >= 0, _indices(table["entry"], kinds, -1), -1)
+    work, device, reserved = (entry == e for e in kinds.values())
     uj = np.stack([column[f"{c}_uj"] for c in COMPONENTS], axis=1).astype(np.uint64)
     worst = np.where(column["modelled_uj"] > 0, 2, np.where(column["derived_uj"] > 0, 1, 0))
-    component = np.full(len(entry), COMPONENTS.index("other"))
-    for index, name in enumerate(COMPONENTS):
-        component[column["component"].astype(str) == name] = index
+    components = {name: index for index, name in enumerate(COMPONENTS)}
+    component = _indices(table["component"], components, components["other"])
     return Chunk(
         slot_s[work],
         node[work],
@@ -182,6 +187,14 @@ def _chunk(column: dict[str, Any], nodes: Mapping[str, int]) -> Chunk:
         column["reserved_ms"][reserved],
         bool(column["simulated"].any()),
     )
+
+
+def _indices(texts: pa.ChunkedArray, known: Mapping[str, int], other: int) -> NDArray[np.int64]:
+    """Each text's number; of a million rows only the distinct texts are looked up."""
+    encoded = texts.combine_chunks().dictionary_encode()
+    numbers = [known.get(text, other) for text in encoded.dictionary.to_pylist()]
+    indices: NDArray[np.int64] = encoded.indices.to_numpy()
+    return np.array(numbers, dtype=np.int64)[indices]
 
 
 def landed_by(ledger: ChdbLedger, since_s: int, until_s: int, as_of_ms: int) -> Source | None:

@@ -14,7 +14,7 @@ from joulegram.collector.accounting.choose import SLOT_S
 from joulegram.collector.accounting.coverage import Span
 from joulegram.collector.books import Books, Question
 from joulegram.collector.energy import COMPONENTS
-from joulegram.collector.errors import BadQuestion, CollectorError
+from joulegram.collector.errors import BadQuestion
 from joulegram.collector.grid.yearly import END_OF_TIME_S
 from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.rates import rates
@@ -62,7 +62,8 @@ def report(
         total: {energy_uj, g_co2e, coverage, quality}, metered_uj} and more. Shares are of the
         energy. `g_co2e` is None where the intensity of some of the energy is unknown, `team`
         where a row belongs to several.
-    Raises: BadQuestion naming what is accepted.
+    Raises: BadQuestion naming what is accepted; RuntimeError when the two sums of the energy,
+        over devices and over workloads, differ.
     Source: GHG Protocol Scope 2 Guidance (2015): operational, location-based, average.
     """
     now = now or datetime.now(UTC)
@@ -91,7 +92,7 @@ def report(
         books.add(chunk)
     if books.metered_uj != books.total_uj:
         # Two sums of different columns; a frame whose rows do not hold never passes the intake.
-        raise CollectorError(
+        raise RuntimeError(
             f"the ledger does not add up from {_iso(_utc(since_s))} to {_iso(_utc(until_s))}: "
             f"devices drew {books.metered_uj} uJ, workloads hold {books.total_uj} uJ. "
             "This is a fault of joulegram: please report it."
