@@ -62,10 +62,13 @@ class _Up:
         keeping: list[asyncio.Task[None]] = []
         try:
             page = f"http://{_reachable(self.page)}/"
-            if not await self._first_start(self.collector, self.page):
-                return 0
-            if not await self._first_start(self.agent, self.own):
-                return 0
+            # Both at once, since each takes a second or more.
+            _say("starting; the agent keeps trying until the collector listens")
+            await self.collector.start()
+            await self.agent.start()
+            for child, at in ((self.collector, self.page), (self.agent, self.own)):
+                if not await self._answered(child, at):
+                    return 0
             self._welcome(page)
             keeping = [
                 asyncio.create_task(self._keep(self.collector)),
@@ -94,9 +97,8 @@ class _Up:
                     f"`joulegram up` runs, use it or stop it; else choose {flag} HOST:PORT"
                 ) from taken
 
-    async def _first_start(self, child: Child, at: tuple[str, int] | None) -> bool:
-        """Start and wait for an answer; False when we are to stop. Raises CliError if it ends."""
-        await child.start()
+    async def _answered(self, child: Child, at: tuple[str, int] | None) -> bool:
+        """Wait for its first answer; False when we are to stop. Raises CliError if it ends."""
         ended = asyncio.create_task(child.ended())
         stopping = asyncio.create_task(self.stopping.wait())
         answered = asyncio.create_task(_answers(at))
