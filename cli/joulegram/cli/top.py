@@ -76,7 +76,10 @@ def draw(now: Now, url: str, rows: int) -> RenderableType:
                 style="bold red",
             )
         )
-    return Group(*parts, Text(), _workloads(now, rows), Text(), _processes(now, rows))
+    parts += [Text(), _workloads(now, rows)]
+    if not now["workloads"]:
+        parts.append(Text("nothing runs in a unit, session or job of its own", style="dim"))
+    return Group(*parts, Text(), _processes(now, rows))
 
 
 def _header(now: Now) -> RenderableType:

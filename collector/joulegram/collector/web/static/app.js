@@ -193,6 +193,7 @@ function drawProcess(row, p) {
 }
 
 function drawTables(now) {
+  show(at("no-workloads"), now.workloads.length === 0);
   fill(at("workload-rows"), now.workloads, workloadRow, drawWorkload);
   fill(at("reserved-rows"), now.reserved, workloadRow, drawWorkload);
   at("processes").classList.toggle("one-node", now.nodes.reporting + now.nodes.silent === 1);
