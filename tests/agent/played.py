@@ -288,7 +288,7 @@ def energy_j(frames: list[Frame], kind: str, identity: str | None = None, **row:
         and identity in (None, r["id"])
         and all(r[key] == value for key, value in row.items())
     )
-    return total_uj / 1e6
+    return float(total_uj / 1e6)
 
 
 def device_j(frames: list[Frame], name: str, what: str = "energy_uj") -> float:

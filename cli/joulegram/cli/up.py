@@ -108,7 +108,8 @@ class _Up:
         for task in tasks - done:
             task.cancel()
         if ended in done:
-            raise CliError(f"the {child.name} {_how(ended.result())}: {child.last_line}")
+            failed = UsageError if ended.result() == UsageError.exit_status else CliError
+            raise failed(f"the {child.name} {_how(ended.result())}; it says why above")
         if not done:
             raise CliError(f"the {child.name} did not answer within {ANSWERS_WITHIN_S:g} s")
         return stopping not in done

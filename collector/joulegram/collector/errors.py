@@ -28,6 +28,8 @@ class SchemaTooNew(CollectorError):
 class UnknownZone(CollectorError):
     """A grid zone that no table knows; the message lists the nearest names."""
 
+    exit_status = 2
+
 
 class BadSetting(CollectorError):
     """A configuration value that cannot hold; the message names the key and the remedy."""
