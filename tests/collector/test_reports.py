@@ -238,6 +238,19 @@ def test_a_node_is_expected_from_its_first_frame_to_now(site: Place) -> None:
     assert (answer["since"], answer["until"]) == ("2026-09-21T11:00:00Z", "2026-09-21T12:10:00Z")
 
 
+def test_a_node_that_has_just_begun_is_covered_and_one_that_has_just_stopped_is_not_yet_missed(
+    site: Place,
+) -> None:
+    site.configure(zone="GB")
+    node = Node()
+    site.store([node.frame(ms(START) + 10_000 * i, [Row(SYSTEM, 1)]) for i in (1, 2)])
+    coverage = {}
+    for after_s in (31, 70, 110):
+        site.now = START + timedelta(seconds=after_s)
+        coverage[after_s] = site.report(1)["total"]["coverage"]
+    assert coverage == {31: 1.0, 70: 1.0, 110: pytest.approx(20 / 55)}
+
+
 def test_a_sensor_that_is_gone_lowers_coverage_and_a_model_says_so(site: Place) -> None:
     site.configure(zone="GB")
     site.store(whole_slots(Node("n1", coverage=0.4), 12, [Row(TRAIN, 9)]))

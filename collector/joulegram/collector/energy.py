@@ -217,10 +217,11 @@ def landed_by(ledger: ChdbLedger, since_s: int, until_s: int, as_of_ms: int) -> 
     return Source(since_s, until_s, as_of_ms if raw["later"] else None)
 
 
-def first_seen_s(ledger: ChdbLedger, source: Source) -> dict[str, int]:
-    """{node: start of its first frame ever, epoch seconds}, of nodes seen before the end.
+def heard_s(ledger: ChdbLedger, source: Source) -> dict[str, tuple[int, int]]:
+    """{node: (start of its first frame ever, end of its last)}, epoch seconds.
 
-    Frames older than the raw rows are known by their slot, to 5 minutes.
+    Of every node seen before the range ends. Frames older than the raw rows are known by their
+    slot, to 5 minutes; the end is 0 where no raw rows are left.
     """
     params: dict[str, Value] = {"until": source.until_s}
     frames = "devices WHERE"  # far fewer rows than `rows` has
@@ -228,7 +229,8 @@ def first_seen_s(ledger: ChdbLedger, source: Source) -> dict[str, int]:
         params["landed"] = source.landed_ms
         frames = "rows WHERE row = 0 AND landed_at_ms <= {landed:UInt64} AND"
     raw = ledger.query(
-        f"SELECT node, toUInt32(min(window)) AS first_s FROM {frames} "
+        "SELECT node, toUInt32(min(window)) AS first_s, "
+        f"max(toUInt32(window) + intDiv(window_ms, 1000)) AS end_s FROM {frames} "
         "window < toDateTime({until:UInt32}, 'UTC') GROUP BY node",
         params,
     )
@@ -237,12 +239,13 @@ def first_seen_s(ledger: ChdbLedger, source: Source) -> dict[str, int]:
         "WHERE slot < toDateTime({until:UInt32}, 'UTC') GROUP BY node",
         {"until": source.until_s},
     )
-    first = {row["node"]: int(row["first_s"]) for row in slots.to_pylist()}
+    heard = {row["node"]: (int(row["first_s"]), 0) for row in slots.to_pylist()}
     for row in raw.to_pylist():
-        slot_s = first.get(row["node"])
-        if slot_s is None or row["first_s"] < slot_s + SLOT_S:
-            first[row["node"]] = int(row["first_s"])
-    return first
+        first_s, _ = heard.get(row["node"], (row["first_s"], 0))
+        if row["first_s"] < first_s + SLOT_S:
+            first_s = row["first_s"]
+        heard[row["node"]] = int(first_s), int(row["end_s"])
+    return heard
 
 
 def workload_details(ledger: ChdbLedger, source: Source) -> dict[int, dict[str, Any]]:

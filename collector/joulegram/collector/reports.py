@@ -158,13 +158,15 @@ def _check(
 
 def _spans(ledger: ChdbLedger, source: energy.Source, as_of_ms: int) -> dict[str, Span]:
     """{node: when frames of it are expected}, of every node seen before the range ends."""
-    until_s = min(source.until_s, as_of_ms / 1000 - UNDER_WAY_S)
+    missing_s = as_of_ms / 1000 - UNDER_WAY_S
     retired = known(ledger, "retired", as_of_ms)
     spans = {}
-    for node, first_s in sorted(energy.first_seen_s(ledger, source).items()):
-        end = in_force([s for s in retired if s.name == node], source.until_s)
-        end_s = min(until_s, end.valid_from_s) if end and end.value else until_s
-        spans[node] = Span(max(source.since_s, first_s), end_s)
+    for node, (first_s, end_s) in sorted(energy.heard_s(ledger, source).items()):
+        until_s = min(source.until_s, max(missing_s, end_s))
+        gone = in_force([s for s in retired if s.name == node], source.until_s)
+        if gone and gone.value:
+            until_s = min(until_s, gone.valid_from_s)
+        spans[node] = Span(max(source.since_s, first_s), until_s)
     return spans
 
 
@@ -177,4 +179,6 @@ def _utc(epoch_s: int) -> datetime:
 
 
 def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    # Milliseconds, as knowledge time has them: an echoed `as_of` asks the same again.
+    timespec = "milliseconds" if moment.microsecond else "seconds"
+    return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")

@@ -61,6 +61,8 @@ class Polls:
     async def _sleep(self, pause_s: float) -> None:
         self.pauses.append(pause_s)
         if len(self.pauses) >= self._wanted:
+            while not self.feeds.states()[-1].last_good_ms:  # the yearly table, filled beside it
+                await asyncio.sleep(0.01)
             raise asyncio.CancelledError
 
     def poll(self, times: int = 1) -> float:

@@ -71,10 +71,8 @@ class Feeds:
         return [self._yearly] if self._live is None else [self._live, self._yearly]
 
     async def run(self) -> None:
-        """Fill and poll until cancelled; nothing that a feed does ends it."""
-        await self._fill_yearly()
-        if self._live is not None:
-            await self._poll_for_ever(self._live)
+        """Fill and poll until cancelled; nothing that one feed does ends it or the other."""
+        await asyncio.gather(self._fill_yearly(), self._poll_for_ever())
 
     async def _fill_yearly(self) -> None:
         while True:
@@ -88,21 +86,23 @@ class Feeds:
                 self._succeeded(self._yearly, stored)
                 return
 
-    async def _poll_for_ever(self, state: FeedState) -> None:
-        async with httpx.AsyncClient(
-            timeout=10.0,
-            follow_redirects=True,
-            max_redirects=3,
-            headers={"User-Agent": "joulegram"},
-        ) as client:
-            while state.running:
-                await self._sleep(await self._poll(client, state))
+    async def _poll_for_ever(self) -> None:
+        while self._live is not None and self._live.running:
+            await self._sleep(await self._poll(self._live))
 
-    async def _poll(self, client: httpx.AsyncClient, state: FeedState) -> float:
+    async def _poll(self, state: FeedState) -> float:
         """Ask once; returns how long to wait before the next time, seconds."""
         first_pause_s = min(FIRST_PAUSE_S, self._config.neso_poll_s)
         try:
-            stored = await self._ask_neso(client)
+            # A client each time: the next poll is minutes away, and a bad certificate store is
+            # then a failure like any other.
+            async with httpx.AsyncClient(
+                timeout=10.0,
+                follow_redirects=True,
+                max_redirects=3,
+                headers={"User-Agent": "joulegram"},
+            ) as client:
+                stored = await self._ask_neso(client)
         except neso.FeedFailure as failure:
             self._failed(state, failure.reason, str(failure))
             if failure.reason in FINAL:
