@@ -13,6 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from joulegram.collector import counters
+from joulegram.collector.grid.feeds import FeedMetrics
 from joulegram.collector.live import REST, Live, Now, WorkloadPower
 from joulegram.collector.standing import Standing
 from joulegram.collector.totals import EnergyTotals
@@ -288,6 +290,18 @@ def running_version() -> str:
         return "unknown"
 
 
+class _Noting(CollectorRegistry):
+    """Notes what registers, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[Collector] = []
+
+    def register(self, collector: Collector) -> None:
+        super().register(collector)
+        self.noted.append(collector)
+
+
 def reference() -> str:
     """docs/metrics.md."""
     lines = [
@@ -301,14 +315,40 @@ def reference() -> str:
         "Totals for bills and reports come from the ledger (`joulegram report`): Prometheus is for",
         "now and for alerts.",
         "",
+        "## What is drawn and emitted",
+        "",
         "| metric | type | labels | meaning | bound |",
         "|---|---|---|---|---|",
     ]
     for family in FAMILIES:
         name = family.name + ("_total" if family.kind == "counter" else "")
-        labels = ", ".join(f"`{text}`" for text in family.labels) or "none"
-        lines.append(f"| `{name}` | {family.kind} | {labels} | {family.help} | {family.bound} |")
+        lines.append(
+            f"| `{name}` | {family.kind} | {_named(family.labels)} | {family.help} "
+            f"| {family.bound} |"
+        )
+    lines += [
+        "",
+        "## What the collector counts of itself",
+        "",
+        "Counters begin at 0 when it starts; every label has a few fixed values.",
+        "",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    registry = _Noting()
+    counters.register(registry)
+    FeedMetrics(registry)
+    for collector in registry.noted:
+        for metric in collector.collect():
+            name = metric.name + ("_total" if metric.type == "counter" else "")
+            # prometheus_client has no public way to ask for label names before a value is set.
+            labels = _named(getattr(collector, "_labelnames", ()))
+            lines.append(f"| `{name}` | {metric.type} | {labels} | {metric.documentation} |")
     return "\n".join(lines) + "\n"
+
+
+def _named(labels: Iterable[str]) -> str:
+    return ", ".join(f"`{text}`" for text in labels) or "none"
 
 
 if __name__ == "__main__":
