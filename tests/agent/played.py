@@ -288,8 +288,9 @@ def energy_j(frames: list[Frame], kind: str, identity: str | None = None, **row:
         and identity in (None, r["id"])
         and all(r[key] == value for key, value in row.items())
     )
-    return float(total_uj / 1e6)
+    return total_uj / 1e6
 
 
 def device_j(frames: list[Frame], name: str, what: str = "energy_uj") -> float:
-    return sum(getattr(d, what) for f in frames for d in f.devices if d.name == name) / 1e6
+    joules = sum(getattr(d, what) for f in frames for d in f.devices if d.name == name) / 1e6
+    return float(joules)
