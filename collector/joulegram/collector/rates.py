@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from joulegram.collector import sites
 from joulegram.collector.accounting.choose import SLOT_S, Chosen, choose
-from joulegram.collector.accounting.grams import MICROJOULES_PER_KWH
+from joulegram.collector.accounting.grams import slot_grams
 from joulegram.collector.grid import neso, table, yearly
 from joulegram.collector.ledger.chdb import ChdbLedger
 
@@ -38,8 +38,7 @@ class Rates:
 
     def grams(self, slot: NDArray[np.int64], uj: NDArray[np.uint64]) -> NDArray[np.float64]:
         """gCO2e of energies in slots (indices); nan where the intensity is unknown."""
-        grams = uj / MICROJOULES_PER_KWH * self.pue[slot] * self.g_per_kwh[slot]
-        return np.where(uj > 0, grams, 0.0)
+        return slot_grams(uj, self.pue[slot], self.g_per_kwh[slot])
 
     def summary(self, slot_uj: NDArray[np.uint64]) -> dict[str, Any]:
         """What an answer says of the grid; shares and means are weighted by energy."""

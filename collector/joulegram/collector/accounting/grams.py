@@ -3,26 +3,42 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 MICROJOULES_PER_KWH = 3_600_000_000_000
 # 1 lb = 453.59237 g exactly (international pound, 1959); 1 MWh = 1000 kWh.
 G_PER_KWH_PER_LB_PER_MWH = 0.45359237
 HOURS_PER_YEAR = 8760
 
 
-def grams_co2e(energy_uj: Sequence[int], pue: float, g_per_kwh: Sequence[float]) -> float:
-    """Emissions of energy drawn over n slots, gCO2e.
+def slot_grams(
+    energy_uj: NDArray[np.uint64], pue: NDArray[np.float64], g_per_kwh: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Operational emissions of each of n slots, gCO2e, shape (n,).
 
     Args:
-        energy_uj: IT energy per slot, uJ, shape (n,).
-        pue: facility energy / IT energy, >= 1.
-        g_per_kwh: grid intensity during each slot, gCO2e/kWh, shape (n,).
-    Raises: ValueError when the lengths differ or the PUE is below 1.
+        energy_uj: IT energy, uJ. pue: facility energy / IT energy, >= 1.
+        g_per_kwh: grid intensity, gCO2e/kWh; nan where unknown, which makes the grams unknown
+            unless there was no energy.
     Source: GHG Protocol Scope 2 Guidance (2015), location-based method.
     """
-    if not pue >= 1:
-        raise ValueError(f"out of range: {pue=}")
-    pairs = zip(energy_uj, g_per_kwh, strict=True)
-    return math.fsum(uj / MICROJOULES_PER_KWH * pue * g for uj, g in pairs)
+    return np.where(energy_uj > 0, energy_uj / MICROJOULES_PER_KWH * pue * g_per_kwh, 0.0)
+
+
+def grams_co2e(energy_uj: Sequence[int], pue: float, g_per_kwh: Sequence[float]) -> float:
+    """Emissions of energy drawn over n slots with one PUE, gCO2e; arguments as `slot_grams`.
+
+    Raises: ValueError when the lengths differ or the PUE is below 1.
+    """
+    if not pue >= 1 or len(energy_uj) != len(g_per_kwh):
+        raise ValueError(f"out of range: {pue=}, {len(energy_uj)} energies, {len(g_per_kwh)} rates")
+    grams = slot_grams(
+        np.array(energy_uj, dtype=np.uint64),
+        np.full(len(energy_uj), pue),
+        np.array(g_per_kwh, dtype=np.float64),
+    )
+    return math.fsum(grams.tolist())
 
 
 def relative_uncertainty(*parts: float) -> float:
