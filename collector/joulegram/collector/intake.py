@@ -43,6 +43,7 @@ class _Stream:
 
     node: str = ""  # of its first frame; the stream speaks for nobody else
     waiting: list[Frame] = field(default_factory=list)  # read a moment ago
+    waiting_bytes: int = 0
     in_flight_bytes: int = 0  # read, `waiting` included, and not yet durable
     in_flight_frames: int = 0
     durable: list[tuple[int, int]] = field(default_factory=list)  # (epoch, seq), not yet acked
@@ -148,17 +149,18 @@ class Intake(TelemetryServiceServicer):
         if not stream.waiting:
             asyncio.get_running_loop().call_later(self._linger_s, self._offer, stream)
         stream.waiting.append(frame)
+        stream.waiting_bytes += size
 
     def _offer(self, stream: _Stream) -> None:
         frames, stream.waiting = stream.waiting, []
+        size, stream.waiting_bytes = stream.waiting_bytes, 0
         # Not awaited: a commit takes the frames of many such sends. If the stream breaks they
         # go on, and the agent hears of it when it offers them again.
-        send = asyncio.create_task(self._send(stream, frames))
+        send = asyncio.create_task(self._send(stream, frames, size))
         self._sends.add(send)
         send.add_done_callback(self._sends.discard)
 
-    async def _send(self, stream: _Stream, frames: Sequence[Frame]) -> None:
-        size = sum(frame.ByteSize() for frame in frames)
+    async def _send(self, stream: _Stream, frames: Sequence[Frame], size: int) -> None:
         counters.RECEIVED.inc(size)
         counters.IN_FLIGHT.inc(size)
         try:

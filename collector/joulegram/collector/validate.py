@@ -25,6 +25,7 @@ MAX_ROWS = 100_000
 MAX_WORKLOADS = 20_000
 MAX_DEVICES = 1_024
 MAX_UJ = 10**15  # one device, one frame: 1 GJ
+MAX_ROW_UJ = 10**14  # one row, one frame: 100 MJ; MAX_ROWS of them fit in UInt64
 MAX_NS = 10**18  # one row, one frame: 1e9 s of CPU
 MAX_NAME = 255  # characters of a node's or device's name
 
@@ -213,22 +214,20 @@ def _check_workloads(frame: Frame, workloads: Sequence[Workload]) -> None:
 
 def _check_sums(frame: Frame, workloads: Sequence[Workload]) -> None:
     rows = frame.rows
-    columns = [rows.cpu_uj, rows.dram_uj, rows.gpu_uj, rows.other_uj]
-    times = [rows.cpu_ns, rows.gpu_ns]
     workload = _column(frame, "workload")
     zeros = bytes(8 * workload.size)
-    # All columns as one block: five calls of numpy a frame, not five a column.
-    block = np.frombuffer(b"".join(c or zeros for c in (*columns, *times)), "<u8")
-    block = block.reshape(6, workload.size)
-    idle_indices = [i for i, w in enumerate(workloads) if w.kind == "idle"]
+    # All columns as one block: a few calls of numpy a frame, not a few a column.
+    packed = (rows.cpu_uj, rows.dram_uj, rows.gpu_uj, rows.other_uj)
+    block = np.frombuffer(b"".join([column or zeros for column in packed]), "<u8")
+    if int(block.max(initial=0)) > MAX_ROW_UJ:
+        raise _Bad("sums", f"a row has more than {MAX_ROW_UJ} uJ in one window")
+    block = block.reshape(len(COMPONENTS), workload.size)
+    kinds = [w.kind for w in workloads]
     idle = (
-        workload == idle_indices[0] if len(idle_indices) == 1 else np.isin(workload, idle_indices)
+        workload == kinds.index("idle") if kinds.count("idle") == 1 else _any_idle(kinds)[workload]
     )
-    greatest = block.max(axis=1, initial=0).tolist()
-    if max(greatest[4:]) > MAX_NS:
-        raise _Bad("sums", f"a row has more than {MAX_NS} ns in one window")
-    sums = _exact_sums(block[:4], max(greatest[:4]))
-    of_idle = _exact_sums(block[:4, idle], max(greatest[:4]))
+    sums = block.sum(axis=1).tolist()
+    of_idle = block[:, idle.nonzero()[0]].sum(axis=1).tolist()
     drawn, floors = [0, 0, 0, 0], [0, 0, 0, 0]
     for device in frame.devices:
         component = COMPONENTS.index(component_of(device.component))
@@ -239,6 +238,13 @@ def _check_sums(frame: Frame, workloads: Sequence[Workload]) -> None:
         _must_equal(f"idle {name}", of_idle[component], floors[component])
     if rows.gpu_uj or rows.gpu_device or drawn[GPU]:
         _check_gpus(frame, block[GPU], idle)
+    for times in (rows.cpu_ns, rows.gpu_ns):
+        if times and int(np.frombuffer(times, "<u8").max()) > MAX_NS:
+            raise _Bad("sums", f"a row has more than {MAX_NS} ns in one window")
+
+
+def _any_idle(kinds: Sequence[str]) -> NDArray[np.bool_]:
+    return np.array([kind == "idle" for kind in kinds], np.bool_)
 
 
 def _check_gpus(frame: Frame, energy_uj: Column, idle: NDArray[np.bool_]) -> None:
@@ -251,8 +257,7 @@ def _check_gpus(frame: Frame, energy_uj: Column, idle: NDArray[np.bool_]) -> Non
         raise _Bad("shape", "rows.gpu_device names a device that is no GPU")
     for i in (-1, *gpus):
         here = device == i
-        greatest = int(energy_uj.max(initial=0))
-        uj, idle_uj = _exact_sums(np.stack([energy_uj * here, energy_uj * (here & idle)]), greatest)
+        uj, idle_uj = int(energy_uj[here].sum()), int(energy_uj[here & idle].sum())
         if i < 0:
             _must_equal("gpu_uj of rows without a device", uj, 0)
         else:
@@ -273,14 +278,6 @@ def _must_equal(what: str, rows_uj: int, devices_uj: int) -> None:
 def component_of(name: str) -> str:
     """The component a device counts as: an unknown one is `other`."""
     return name if name in COMPONENTS else "other"
-
-
-def _exact_sums(block: Column, greatest: int) -> list[int]:
-    """Sum of each line of unsigned integers of which none is above `greatest`."""
-    if greatest * block.shape[1] < 2**64:
-        sums: list[int] = block.sum(axis=1, dtype=np.uint64).tolist()
-        return sums
-    return [sum(line) for line in block.tolist()]
 
 
 def _column(frame: Frame, name: str) -> Column:

@@ -266,9 +266,7 @@ class Store:
                 some = day[first : first + LOOKUP_MAX_FRAMES]
                 found = self.ledger.query(_headers(start_s, some)).to_pydict()
                 keys = zip(found["node"], found["epoch"], found["seq"], strict=True)
-                for key, there in zip(keys, found["hash"], strict=True):
-                    stored[key] = there
-                    self._remember(key, there)
+                stored.update(zip(keys, found["hash"], strict=True))
         return stored
 
     def _remember(self, key: Identity, content_hash: int) -> None:
@@ -313,13 +311,21 @@ def _headers(day_start_s: int, frames: Sequence[Frame]) -> str:
     keys = {identity(frame) for frame in frames}
     nodes = ", ".join(sorted({literal(node) for node, _, _ in keys}))
     seqs = ", ".join(map(str, sorted({seq for _, _, seq in keys})))
-    whole = ", ".join(f"({literal(node)}, {epoch}, {seq})" for node, epoch, seq in sorted(keys))
-    # Whole identities decide; nodes and seqs alone let the index skip the rest of the day.
+    epochs = ", ".join(map(str, sorted({epoch for _, epoch, _ in keys})))
+    # Sets of plain values are cheap to parse and let the index skip the rest of the day. Whole
+    # identities are dear; only frames scattered over many nodes need them, to get few answers.
+    whole = ""
+    agents, numbers = {key[:2] for key in keys}, {key[2] for key in keys}
+    if len(agents) * len(numbers) > 16 * len(keys):
+        wanted = ", ".join(
+            f"({literal(node)}, {epoch}, {seq})" for node, epoch, seq in sorted(keys)
+        )
+        whole = f"AND (node, epoch, seq) IN ({wanted}) "
     return (
         "SELECT node, epoch, seq, max(hash) AS hash FROM rows "
         f"WHERE window >= toDateTime({day_start_s}, 'UTC') "
         f"AND window < toDateTime({day_start_s + DAY_S}, 'UTC') AND row = 0 "
-        f"AND node IN ({nodes}) AND seq IN ({seqs}) AND (node, epoch, seq) IN ({whole}) "
+        f"AND node IN ({nodes}) AND seq IN ({seqs}) AND epoch IN ({epochs}) {whole}"
         "GROUP BY node, epoch, seq"
     )
 
