@@ -7,6 +7,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.14 python3.13 python3.12 python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help up test lint pytest bench stubs clean venv venv-dev tools
 
 help: ## this list
