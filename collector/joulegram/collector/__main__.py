@@ -26,6 +26,7 @@ from joulegram.collector.intake import SERVER_OPTIONS, STREAMS_MAX, Intake
 from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.ledger.migrate import migrate
 from joulegram.collector.metrics import CollectorMetrics
+from joulegram.collector.nodes import check_retired, record_retired
 from joulegram.collector.retry import Retry
 from joulegram.collector.rollup import Rollup
 from joulegram.collector.standing import Standing
@@ -56,6 +57,7 @@ def run(collector: CollectorConfig, grid: GridConfig, teams: TeamsConfig) -> int
     web = Address.parse("http", collector.http, collector.insecure)
     sites.site_of(grid)
     check_rules(teams.rules)
+    check_retired(collector.retired)
     data = collector.data.expanduser().absolute()
     data.mkdir(parents=True, exist_ok=True)
     # Importing chDB reads a config.xml of the current directory.
@@ -85,6 +87,7 @@ async def _serve(
     now_ms = time.time_ns() // 1_000_000
     sites.record_site(ledger, sites.site_of(grid), now_ms)
     record_rules(ledger, team_rules.rules, now_ms)
+    record_retired(ledger, check_retired(collector.retired), now_ms)
 
     registry = CollectorRegistry()
     counters.register(registry)

@@ -1,6 +1,6 @@
 """What an operator may say to a collector: tables [collector], [grid] and [teams]."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,13 @@ class CollectorConfig:
     raw_days: float = field(
         default=90.0,
         metadata={"help": "days that rows of processes are kept; older frames are refused"},
+    )
+    retired: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "help": "a node that is gone for good and since when, such as n7=2026-11-01; until "
+            "then its silence lowers coverage (repeatable)"
+        },
     )
 
 
