@@ -1,0 +1,200 @@
+"""Slots hold what the rows hold, after anything."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pytest
+
+from joulegram.collector import columns
+from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.rollup import SLOT_S, Rollup
+from joulegram.collector.workloads import read_workloads
+from joulegram.collector.writer import Writer
+from joulegram.v1.telemetry_pb2 import Frame
+from tests.collector.ledgers import ledger
+from tests.collector.made_frames import START_MS, WINDOW_MS, energy_uj, frame
+
+__all__ = ["ledger"]
+
+EVER = datetime.fromtimestamp(0, UTC), datetime(2100, 1, 1, tzinfo=UTC)
+NEWEST = (
+    "(node, slot, generation) IN "
+    "(SELECT node, slot, max(generation) FROM slots GROUP BY node, slot)"
+)
+
+
+def keep(ledger: ChdbLedger, frames: Sequence[Frame], rollup: Rollup | None = None) -> None:
+    async def send() -> None:
+        writer = Writer(ledger, group_s=0.0, on_durable=[rollup.touch] if rollup else [])
+        running = asyncio.create_task(writer.run())
+        assert await writer.send(frames) == []
+        writer.close()
+        await running
+
+    asyncio.run(send())
+
+
+def slots(ledger: ChdbLedger) -> dict[tuple[str, int], tuple[int, int, int]]:
+    """{(node, slot): (frames, uJ of workloads, uJ of devices)}, as readers see them."""
+    found = ledger.query(
+        "SELECT node, toUInt32(slot) AS slot_s, sum(frames) AS n, "
+        "sum(cpu_uj + dram_uj + gpu_uj + other_uj) AS rows_uj, sum(energy_uj) AS devices_uj "
+        f"FROM slots WHERE {NEWEST} GROUP BY node, slot_s"
+    ).to_pylist()
+    return {(r["node"], r["slot_s"]): (r["n"], r["rows_uj"], r["devices_uj"]) for r in found}
+
+
+def expected(frames: Sequence[Frame]) -> dict[tuple[str, int], tuple[int, int, int]]:
+    sums: dict[tuple[str, int], list[Frame]] = {}
+    for f in frames:
+        sums.setdefault((f.node, f.window_start_ms // 1000 // SLOT_S * SLOT_S), []).append(f)
+    return {key: (len(of), energy_uj(of), energy_uj(of)) for key, of in sums.items()}
+
+
+def test_slots_equal_rows_whatever_comes_when(ledger: ChdbLedger) -> None:
+    rng = random.Random(3)
+    rollup = Rollup(ledger)
+    frames = [frame(seq, node=n, gpu=seq % 2 == 0) for n in ("n1", "n2") for seq in range(1, 90)]
+    rng.shuffle(frames)
+    for first in range(0, len(frames), 40):
+        keep(ledger, frames[first : first + 40], rollup)
+        rollup.refresh(*EVER)
+        assert slots(ledger) == expected(frames[: first + 40])
+    assert rollup.refresh(*EVER) == 0
+
+
+def test_a_start_finds_what_a_kill_left_undone(ledger: ChdbLedger) -> None:
+    frames = [frame(seq) for seq in range(1, 70)]
+    keep(ledger, frames)
+    assert slots(ledger) == {}
+    assert Rollup(ledger).refresh(*EVER) == 3
+    assert slots(ledger) == expected(frames)
+    assert Rollup(ledger).refresh(*EVER) == 0
+    late = frame(1, epoch=77)
+    keep(ledger, [late])
+    assert Rollup(ledger).refresh(*EVER) == 1
+    assert slots(ledger) == expected([*frames, late])
+
+
+def test_a_report_of_a_range_pays_for_that_range_only(ledger: ChdbLedger) -> None:
+    rollup = Rollup(ledger)
+    frames = [frame(seq) for seq in range(1, 70)]
+    keep(ledger, frames, rollup)
+    second = datetime.fromtimestamp(START_MS / 1000 + SLOT_S, UTC)
+    last = datetime.fromtimestamp(START_MS / 1000 + SLOT_S + 1, UTC)
+    assert rollup.refresh(second, last) == 1
+    assert list(slots(ledger)) == [("n1", START_MS // 1000 + SLOT_S)]
+
+
+def test_a_frame_without_its_header_or_all_its_rows_does_not_count(ledger: ChdbLedger) -> None:
+    good, headless, short = frame(1), frame(2), frame(3)
+    keep(ledger, [good])
+    for broken, kept in ((headless, slice(1, None)), (short, slice(0, -1))):
+        content = columns.content_of(broken)
+        made = columns.of_rows([broken], [columns.hash_of(content)], [read_workloads(content)], 1)
+        ledger.insert("rows", {name: column[kept] for name, column in made.items()})
+        devices = columns.of_devices([broken])
+        assert devices is not None
+        ledger.insert("devices", devices)
+    rollup = Rollup(ledger)
+    rollup.refresh(*EVER)
+    assert slots(ledger) == expected([good])
+    assert Rollup(ledger).refresh(*EVER) == 0
+
+
+def test_rows_that_lie_there_twice_count_once(ledger: ChdbLedger) -> None:
+    ledger.execute("SYSTEM STOP MERGES rows")
+    frames = [frame(seq, gpu=True) for seq in range(1, 4)]
+    keep(ledger, frames)
+    content = columns.content_of(frames[0])
+    made = columns.of_rows([frames[0]], [columns.hash_of(content)], [read_workloads(content)], 1)
+    ledger.insert("rows", made)
+    Rollup(ledger).refresh(*EVER)
+    assert slots(ledger) == expected(frames)
+
+
+def test_generations_grow_even_when_the_clock_steps_back(ledger: ChdbLedger) -> None:
+    clock = iter(range(10_000, 0, -1))
+    rollup = Rollup(ledger, now_ms=lambda: next(clock))
+    frames = [frame(seq) for seq in range(1, 6)]
+    for n, one in enumerate(frames, start=1):
+        keep(ledger, [one], rollup)
+        rollup.refresh(*EVER)
+        assert slots(ledger) == expected(frames[:n])
+
+
+def test_older_generations_may_be_merged_away(ledger: ChdbLedger) -> None:
+    rollup = Rollup(ledger)
+    frames = [frame(seq, gpu=True) for seq in range(1, 6)]
+    for one in frames:
+        keep(ledger, [one], rollup)
+        rollup.refresh(*EVER)
+    ledger.execute("OPTIMIZE TABLE slots FINAL")
+    assert slots(ledger) == expected(frames)
+    (left,) = ledger.query("SELECT uniqExact(generation) AS n FROM slots").to_pylist()
+    assert left == {"n": 1}
+
+
+def test_quality_coverage_and_reservations_add_up(ledger: ChdbLedger) -> None:
+    frames = [frame(seq) for seq in range(1, 4)]
+    frames[1].devices[0].quality = "derived"
+    frames[2].devices[0].quality = "modelled"
+    frames[2].devices[0].coverage = 0.5
+    frames[2].simulated = True
+    keep(ledger, frames)
+    Rollup(ledger).refresh(*EVER)
+    (cpu,) = ledger.query(
+        "SELECT energy_uj, derived_uj, modelled_uj, covered_ms, idle_uj, simulated FROM slots "
+        "WHERE entry = 'device' AND device = 'cpu0'"
+    ).to_pylist()
+    cpus = [f.devices[0] for f in frames]
+    assert cpu == {
+        "energy_uj": sum(d.energy_uj for d in cpus),
+        "derived_uj": cpus[1].energy_uj,
+        "modelled_uj": cpus[2].energy_uj,
+        "covered_ms": 2.5 * WINDOW_MS,
+        "idle_uj": sum(d.idle_uj for d in cpus),
+        "simulated": 1,
+    }
+    (reserved,) = ledger.query(
+        "SELECT sum(reserved_ms) AS ms FROM slots WHERE entry = 'reserved'"
+    ).to_pylist()
+    assert reserved == {"ms": 3 * 4 * WINDOW_MS}
+
+
+def test_the_background_waits_until_a_slot_is_quiet(ledger: ChdbLedger) -> None:
+    now_s = [100.0]
+    rollup = Rollup(ledger, monotonic_s=lambda: now_s[0])
+    keep(ledger, [frame(1)], rollup)
+    assert rollup.catch_up() == 0
+    now_s[0] += 3.0
+    keep(ledger, [frame(2)], rollup)
+    now_s[0] += 3.0
+    assert rollup.catch_up() == 0
+    now_s[0] += 3.0
+    assert rollup.catch_up() == 1
+    assert slots(ledger) == expected([frame(1), frame(2)])
+
+
+def test_a_failed_roll_up_is_tried_again(ledger: ChdbLedger) -> None:
+    class Broken:
+        failing = True
+
+        def insert(self, *arguments: object) -> None:
+            if self.failing:
+                raise OSError("no space left on device")
+            ledger.insert(*arguments)  # type: ignore[arg-type]
+
+        def query(self, sql: str) -> object:
+            return ledger.query(sql)
+
+    broken = Broken()
+    rollup = Rollup(broken)  # type: ignore[arg-type]
+    keep(ledger, [frame(1)], rollup)
+    with pytest.raises(OSError, match="no space"):
+        rollup.refresh(*EVER)
+    broken.failing = False
+    assert rollup.refresh(*EVER) == 1
+    assert slots(ledger) == expected([frame(1)])
