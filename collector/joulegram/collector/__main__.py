@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import grpc
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from joulegram.collector import counters, sites
+from joulegram.collector import counters, retention, sites
 from joulegram.collector import live as live_state
 from joulegram.collector.config import CollectorConfig, GridConfig, TeamsConfig
 from joulegram.collector.errors import BadSetting
@@ -55,6 +56,11 @@ def run(collector: CollectorConfig, grid: GridConfig, teams: TeamsConfig) -> int
     )
     agents = Address.parse("listen", collector.listen, collector.insecure)
     web = Address.parse("http", collector.http, collector.insecure)
+    if not 1.0 <= collector.raw_days < math.inf:
+        raise BadSetting(
+            f"collector.raw_days = {collector.raw_days:g}: write 1 or more days, and more than "
+            "agents' spools can hold: an older frame is refused."
+        )
     sites.site_of(grid)
     check_rules(teams.rules)
     check_retired(collector.retired)
@@ -114,7 +120,11 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     writing = asyncio.create_task(writer.run())
     serving = asyncio.create_task(web.serve(sockets=[web_socket]))
-    background = [asyncio.create_task(feeds.run()), asyncio.create_task(rollup.run())]
+    background = [
+        asyncio.create_task(feeds.run()),
+        asyncio.create_task(rollup.run()),
+        asyncio.create_task(retention.run(ledger, rollup, collector.raw_days)),
+    ]
     await grpc_server.start()
     sys.stderr.write(
         f"joulegram collector: ledger {data}, agents on {agents.shown(port)}, "

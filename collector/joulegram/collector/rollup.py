@@ -61,6 +61,7 @@ _ENTRY: Mapping[str, pa.DataType] = {
     "modelled_uj": pa.uint64(),
     "reserved_ms": pa.float64(),
     "simulated": pa.uint8(),
+    "host_node": pa.string(),
 }
 
 
@@ -225,7 +226,7 @@ class Rollup:
             changed = {
                 key: now
                 for key, now in self._present(keys).items()
-                if key not in made or not _same(made[key][1], now)
+                if key not in made or _is_newer(now, made[key][1])
             }
             for some in _groups(changed):
                 newest = max((made[key][0] for key in some if key in made), default=0)
@@ -291,9 +292,9 @@ class Rollup:
             "sum(idle) AS idle_uj, sum(coverage * window_ms) AS covered_ms, "
             "sum(if(quality = 'derived', uj, 0)) AS derived_uj, "
             "sum(if(quality IN ('measured', 'derived'), 0, uj)) AS modelled_uj, "
-            "max(made_up) AS simulated FROM ("
+            "max(made_up) AS simulated, any(host) AS host_node FROM ("
             f"SELECT node, {_SLOT} AS slot, name, component, energy_uj AS uj, idle_uj AS idle, "
-            "coverage, window_ms, quality, simulated AS made_up "
+            "coverage, window_ms, quality, simulated AS made_up, host_node AS host "
             f"FROM devices WHERE {inside} LIMIT 1 BY node, epoch, seq, device"
             ") GROUP BY node, slot, name, component"
         )
@@ -325,8 +326,10 @@ class Rollup:
         self._ledger.insert("slots", columns)
 
 
-def _same(made: _Made, now: _Made) -> bool:
-    return (made.frames, made.frames_hash) == (now.frames, now.frames_hash)
+def _is_newer(now: _Made, made: _Made) -> bool:
+    """Whether a slot should be written anew. Fewer frames mean that its rows are gone."""
+    other = (made.frames, made.frames_hash) != (now.frames, now.frames_hash)
+    return other and now.frames >= made.frames
 
 
 def _entries(table: pa.Table, entry: str) -> pa.Table:
