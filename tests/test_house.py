@@ -73,11 +73,6 @@ def test_commands_that_the_prose_names_exist(page: str) -> None:
     assert named <= make_targets(), named - make_targets()
 
 
-def test_the_lock_file_names_no_registry() -> None:
-    """It must install from whatever registry a machine is told to use."""
-    assert '"resolved"' not in (ROOT / "package-lock.json").read_text()
-
-
 def test_the_command_line_needs_no_part() -> None:
     """`joulegram --help` imports neither agent, collector, wire, nor anything slow."""
     code = "import sys, joulegram.cli.main as m; m.main([]); print(*sys.modules, file=sys.stderr)"

@@ -362,6 +362,15 @@ def test_simulated_energy_says_so(site: Place) -> None:
     assert site.report(1)["simulated"] is True
 
 
+def test_a_guest_is_left_out_since_its_host_holds_its_energy(site: Place) -> None:
+    site.configure(zone="GB")
+    site.store(whole_slots(Node("host", epoch=1), 2, [Row(SYSTEM, 9)]))
+    site.store(whole_slots(Node("guest", epoch=2, more={"host_node": "host"}), 2, [Row(TRAIN, 4)]))
+    answer = site.report(1, by="node")
+    assert [row["key"] for row in answer["rows"]] == ["host"]
+    assert answer["total"]["energy_uj"] == answer["metered_uj"] == 2 * 9_000_000
+
+
 def test_an_unknown_component_is_counted_as_other(site: Place) -> None:
     site.configure(zone="GB")
     frame = Node().frame(ms(START), [Row(SYSTEM, 9)], 300_000)

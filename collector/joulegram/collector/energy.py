@@ -248,6 +248,16 @@ def heard_s(ledger: ChdbLedger, source: Source) -> dict[str, tuple[int, int]]:
     return heard
 
 
+def guests(ledger: ChdbLedger, source: Source) -> set[str]:
+    """Nodes that run on another one, whose energy holds theirs."""
+    found = ledger.query(
+        "SELECT DISTINCT node FROM slots WHERE host_node != '' AND "
+        "slot < toDateTime({until:UInt32}, 'UTC')",
+        {"until": source.until_s},
+    )
+    return set(found["node"].to_pylist())
+
+
 def workload_details(ledger: ChdbLedger, source: Source) -> dict[int, dict[str, Any]]:
     """{workload: {scope, kind, id, user, project, name, attributes}} as seen last."""
     seen = (

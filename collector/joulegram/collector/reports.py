@@ -157,11 +157,17 @@ def _check(
 
 
 def _spans(ledger: ChdbLedger, source: energy.Source, as_of_ms: int) -> dict[str, Span]:
-    """{node: when frames of it are expected}, of every node seen before the range ends."""
+    """{node: when frames of it are expected}, of every node seen before the range ends.
+
+    Guests are left out: their energy is in their host's already.
+    """
     missing_s = as_of_ms / 1000 - UNDER_WAY_S
     retired = known(ledger, "retired", as_of_ms)
+    guests = energy.guests(ledger, source)
     spans = {}
     for node, (first_s, end_s) in sorted(energy.heard_s(ledger, source).items()):
+        if node in guests:
+            continue
         until_s = min(source.until_s, max(missing_s, end_s))
         gone = in_force([s for s in retired if s.name == node], source.until_s)
         if gone and gone.value:

@@ -125,7 +125,8 @@ CREATE TABLE IF NOT EXISTS slots (
     modelled_uj UInt64,
     -- reserved entries: sum of amount x window_ms
     reserved_ms Float64,
-    simulated  UInt8
+    simulated  UInt8,
+    host_node  LowCardinality(String)  -- device entries of a guest: the node it runs on
 ) ENGINE = ReplacingMergeTree(generation) PARTITION BY toYYYYMM(slot)
   ORDER BY (node, slot, entry, workload, holder, device, component)
   /* >=21.1 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1 */;
