@@ -1,0 +1,86 @@
+"""Kill -9 of agent and collector, the shipped programs, at any moment: joules in = joules out."""
+
+import contextlib
+import random
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from joulegram.v1.telemetry_pb2 import Frame
+from tests.agent.played import Machine
+from tests.e2e.test_agent_program import ROOTS, fed
+from tests.servers import Program, free_port, joulegram, running, wait_until
+
+SEED = 20_261_101
+KILLS = 10
+
+
+def spooled(state: Path) -> dict[tuple[int, int], int]:
+    """Every frame that the spool ever took, with its energy, uJ: (epoch, seq) -> uJ."""
+    with contextlib.closing(sqlite3.connect(state / "spool" / "frames.db")) as spool:
+        bodies = [Frame.FromString(body) for (body,) in spool.execute("SELECT body FROM frames")]
+    return {(f.epoch, f.seq): sum(d.energy_uj for d in f.devices) for f in bodies}
+
+
+@pytest.mark.timeout(180)
+def test_killed_together_or_alone_they_lose_and_double_nothing(tmp_path: Path) -> None:
+    rng = random.Random(SEED)
+    listen, page = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    machine = Machine(tmp_path / "machine")
+    machine.zone("intel-rapl:0", "package-0", watts=150)
+    machine.zone("intel-rapl:0:0", "dram", watts=12)
+    machine.task(10, group=b"/system.slice/a.service", cores=3)
+    machine.task(11, group=b"/user.slice/user-0.slice/session-1.scope", cores=1)
+    collector_argv = joulegram(
+        "collector", f"--data={tmp_path / 'ledger'}", f"--listen={listen}", f"--http={page}"
+    )
+    agent_argv = joulegram(
+        *("agent", "--node=n1", "--tick=0.1", "--window=1", "--agent-http=", "--idle-w=cpu0=40"),
+        *(f"--{name}={machine.root / path}" for name, path in ROOTS.items()),
+        *(f"--state={tmp_path / 'agent'}", f"--collector={listen}"),
+    )
+
+    def ready(collector: Program) -> None:
+        collector.await_answer(f"http://{page}/api/v1/health")
+
+    with fed(machine), contextlib.ExitStack() as agents, contextlib.ExitStack() as collectors:
+        collector = collectors.enter_context(running(collector_argv, tmp_path, name="collector"))
+        ready(collector)
+        agent = agents.enter_context(running(agent_argv, tmp_path, name="agent"))
+        for _ in range(KILLS):
+            time.sleep(rng.uniform(0.5, 3.0))
+            victims = rng.choice([("agent",), ("collector",), ("agent", "collector")])
+            if "agent" in victims:
+                agent.process.send_signal(signal.SIGKILL)
+                agent.process.wait()
+                agent = agents.enter_context(running(agent_argv, tmp_path, name="agent"))
+            if "collector" in victims:
+                collector.process.send_signal(signal.SIGKILL)
+                collector.process.wait()
+                collector = collectors.enter_context(
+                    running(collector_argv, tmp_path, name="collector")
+                )
+        ready(collector)
+        time.sleep(3)
+        agent.process.send_signal(signal.SIGTERM)
+        assert agent.process.wait(10) == 0
+
+        taken = spooled(tmp_path / "agent")
+        assert len(taken) > 5
+        assert len({epoch for epoch, _ in taken}) > 1
+
+        def report(by: str) -> dict[str, object]:
+            answer = httpx.get(f"http://{page}/api/v1/report", params={"since": "1h", "by": by})
+            found: dict[str, object] = answer.raise_for_status().json()
+            return found
+
+        with running([*agent_argv, "--frames=1"], tmp_path, name="agent") as last:
+            assert last.process.wait(60) == 0  # whatever the last kill left unsent goes now
+        taken = spooled(tmp_path / "agent")
+        wait_until(lambda: report("node")["metered_uj"] == sum(taken.values()), "every joule", 30)
+        by_workload = report("workload")
+        assert by_workload["total"]["energy_uj"] == by_workload["metered_uj"]  # type: ignore[index]
