@@ -9,17 +9,24 @@ made in another way (ticks against precise switches), so the root's counter is n
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from joulegram.agent.clock import Clock
+from joulegram.agent.procfs import raise_file_limit
 from joulegram.agent.textfile import ATTEMPTS, PAUSE_S, as_count
 
 V1_CONTROLLERS = ("cpu,cpuacct", "cpuacct,cpu", "cpuacct")
 DEPTH_MAX = 32
 COUNTER_BYTES = 1024
+RETRIES_PER_SCAN = 40  # bounds the waiting for files that stay torn
+FILES_SHARE = 4  # counters are kept open within a fourth of the files that may be
+
+# A cgroup's name may hold what ends a line elsewhere; only a new entry ends an entry.
+MEMBERSHIP = re.compile(rb"\n(?=\d+:[^:\n]*:)")
 
 
 @dataclass(slots=True, eq=False)
@@ -29,8 +36,10 @@ class Cgroup:
     path: str  # /system.slice/foo.service; bytes that are not UTF-8 as os.fsdecode keeps them
     inode: int
     threaded: bool
-    file: int  # its counter, kept open
-    used_ns: int = -1  # its counter when last read well; -1: never
+    born_ns: int | None  # monotonic, it came after this; None: it was here, or is counted already
+    file: int = -1  # its counter, kept open
+    raw: bytes = b""
+    used_ns: int = -1  # its counter when last read well; -1: it has none that answers
     read_ns: int = 0  # monotonic
 
 
@@ -56,6 +65,8 @@ class Cgroups:
         self._root, self._counter, self._read = _hierarchy(cgroupfs)
         self._known: dict[str, Cgroup] = {}
         self._before_ns: int | None = None
+        self._files_left = raise_file_limit() // FILES_SHARE
+        self._retries = 0
 
     def scan(self, plausible_ns: int) -> list[Change]:
         """Read every cgroup's counter once, parents before children.
@@ -66,13 +77,13 @@ class Cgroups:
         """
         changes: list[Change] = []
         present: set[str] = set()
+        self._retries = RETRIES_PER_SCAN
         for path, inode in self._walk():
             present.add(path)
             group = self._known.get(path)
             if group is not None and group.inode != inode:  # removed and made again
                 self._close(group)
                 group = None
-            is_new = group is None
             if group is None:
                 group = self._known[path] = self._open(path, inode)
             used_ns = self._value(group)
@@ -81,8 +92,10 @@ class Cgroups:
             now_ns = self._clock.mono_ns()
             before_ns, since_ns = group.used_ns, group.read_ns
             group.used_ns, group.read_ns = used_ns, now_ns
-            if is_new and self._before_ns is not None and used_ns <= plausible_ns:
-                before_ns, since_ns = 0, self._before_ns
+            if group.born_ns is not None:
+                if used_ns <= plausible_ns and not 0 <= before_ns <= used_ns:
+                    before_ns, since_ns = 0, group.born_ns
+                group.born_ns = None
             if 0 <= before_ns < used_ns and (owner := self.owner(path)) is not None:
                 parent = self.owner(_above(path))
                 changes.append(Change(owner, parent, since_ns, now_ns, used_ns - before_ns))
@@ -136,42 +149,65 @@ class Cgroups:
                 waiting.extend((path, depth + 1) for path, _ in found)
 
     def _open(self, path: str, inode: int) -> Cgroup:
-        folder = f"{self._root}{path}"
         try:
-            file = os.open(f"{folder}/{self._counter}", os.O_RDONLY)
+            kind = Path(f"{self._root}{path}", "cgroup.type").read_bytes()
         except OSError:
-            file = -1
-        try:
-            threaded = Path(folder, "cgroup.type").read_bytes().strip() == b"threaded"
-        except OSError:
-            threaded = False
-        return Cgroup(path, inode, threaded, file)
+            kind = b""
+        return Cgroup(path, inode, kind.strip() == b"threaded", self._before_ns)
 
     def _close(self, group: Cgroup) -> None:
         if group.file >= 0:
             os.close(group.file)
             group.file = -1
+            self._files_left += 1
 
     def _value(self, group: Cgroup) -> int | None:
         """The counter now, ns; None when it cannot be read."""
-        if group.file < 0:
-            return None
         for attempt in range(ATTEMPTS):
             if attempt:
+                if self._retries <= 0:
+                    return None
+                self._retries -= 1
                 time.sleep(PAUSE_S)
             try:
-                raw = os.pread(group.file, COUNTER_BYTES, 0)
+                raw = self._bytes(group)
             except OSError:
+                self._close(group)
+                group.used_ns = -1  # what it uses is its parent's until it answers again
                 return None
+            if raw == group.raw and group.used_ns >= 0:
+                return group.used_ns
             if (value := self._read(raw)) is not None:
+                group.raw = raw
                 return value
         return None
+
+    def _bytes(self, group: Cgroup) -> bytes:
+        if group.file >= 0:
+            raw = os.pread(group.file, COUNTER_BYTES, 0)
+            if raw != group.raw or os.fstat(group.file).st_nlink:
+                return raw
+            # It stands still because it was removed, and maybe made again in the same inode.
+            self._close(group)
+            group.born_ns = self._before_ns
+        file = os.open(f"{self._root}{group.path}/{self._counter}", os.O_RDONLY)
+        try:
+            raw = os.pread(file, COUNTER_BYTES, 0)
+        except OSError:
+            os.close(file)
+            raise
+        if self._files_left > 0:
+            group.file = file
+            self._files_left -= 1
+        else:
+            os.close(file)
+        return raw
 
 
 def memberships(groups: bytes) -> list[tuple[str, str]]:
     """(controllers, path) per line of a /proc/<pid>/cgroup; controllers is "" for v2."""
     found = []
-    for line in groups.splitlines():
+    for line in MEMBERSHIP.split(groups.removesuffix(b"\n")):
         _, controllers, path = [*line.split(b":", 2), b"", b""][:3]
         found.append((controllers.decode(errors="replace"), _clean(os.fsdecode(path))))
     return found

@@ -40,7 +40,7 @@ def cpu_times(procfs: Path) -> CpuTimes:
 def _cpu_times(raw: bytes) -> CpuTimes | None:
     line, newline, rest = raw.partition(b"\n")
     fields = line.split()
-    if not newline or len(fields) < 8 or fields[0] != b"cpu":
+    if not newline or len(fields) < 8 or fields[0] != b"cpu" or not b"".join(fields[1:8]).isdigit():
         return None
     user, nice, system, _idle, _iowait, irq, softirq = map(int, fields[1:8])
     return CpuTimes(
@@ -103,9 +103,9 @@ class Processes:
     def __init__(self, procfs: Path) -> None:
         self._root = procfs
         self._known: dict[int, Process] = {}
-        self._unread: set[int] = set()
+        self._unread: set[int] = set()  # were there from the start, and could not be read yet
         self._before_ns: int | None = None
-        self._descriptors = max(0, raise_file_limit() - DESCRIPTORS_LEFT_FREE)
+        self._descriptors = max(0, raise_file_limit() * 3 // 4 - DESCRIPTORS_LEFT_FREE)
         self._retries = 0
 
     def get(self, pid: int) -> Process | None:
@@ -126,7 +126,7 @@ class Processes:
         scan = Scan(now_ns)
         known, pread = self._known, os.pread
         # Not Path.iterdir: it makes an object per process.
-        listing = [int(name) for name in os.listdir(self._root) if name.isdigit()]  # noqa: PTH208
+        listing = [int(name) for name in os.listdir(self._root) if name.isdecimal()]  # noqa: PTH208
         self._retries = RETRIES_PER_SCAN
         for pid in listing:
             process = known.get(pid)
@@ -191,7 +191,8 @@ class Processes:
         raw = self._stat_again(pid)
         fields = _fields(raw)
         if fields is None:
-            self._unread.add(pid)
+            if self._before_ns is None:
+                self._unread.add(pid)
             return
         process = Process(pid, int(fields[19]))
         self._open(process)
@@ -268,7 +269,10 @@ def _fields(raw: bytes) -> list[bytes] | None:
     if end < 0 or not raw.endswith(b"\n"):
         return None
     fields = raw[end + 1 :].split(None, 20)
-    if len(fields) < 20 or not (fields[19].isdigit() and fields[11].isdigit()):
+    if (
+        len(fields) < 20
+        or not b"".join((fields[1], fields[6], *fields[11:15], fields[19])).isdigit()
+    ):
         return None
     return fields
 

@@ -11,9 +11,10 @@ from joulegram.agent.textfile import Torn
 from joulegram.agent.windows import Timeline, Window
 from joulegram.agent.workloads import NOBODY, Owner
 
-CPUS_MAX = 8192  # of the largest Linux machines
+CPUS_UNSAID = 64  # where /proc/stat lists none
 # A reader may come a while after a scheduler or a replayed tree has written.
-PLAUSIBLE_SLACK_NS = 10_000_000_000
+GROUP_SLACK_NS = 10_000_000_000
+PROCESS_SLACK_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +48,18 @@ class Usage:
     def tick(self, timeline: Timeline, now_ns: int) -> None:
         """Read everything once. Raises: OSError when procfs is not there."""
         elapsed_ns = now_ns - self._before_ns if self._before_ns is not None else 0
-        plausible_ns = (elapsed_ns + PLAUSIBLE_SLACK_NS) * (self._cpus or CPUS_MAX)
         self._before_ns = now_ns
         self._read_interrupts(timeline, now_ns)
+        cpus = self._cpus or CPUS_UNSAID
         # Counters before their processes: a process that ran on in between is a debt of its
         # cgroup, which the next reading settles, not a remainder that nobody can settle.
-        for change in self.cgroups.scan(plausible_ns):
+        for change in self.cgroups.scan((elapsed_ns + GROUP_SLACK_NS) * cpus):
             for window, part, _ in timeline.spread(change.used_ns, change.since_ns, change.at_ns):
                 own = window.group_ns
                 own[change.path] = own.get(change.path, 0) + part
                 if change.parent is not None:
                     own[change.parent] = own.get(change.parent, 0) - part
-        scan = self.processes.scan(now_ns, plausible_ns)
+        scan = self.processes.scan(now_ns, (elapsed_ns + PROCESS_SLACK_NS) * cpus)
         for process in scan.met:
             self.identity.place(process)
         for used in scan.changes:

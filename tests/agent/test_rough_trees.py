@@ -1,0 +1,107 @@
+"""Trees that change under the reader: half made, removed and made again, full of nonsense."""
+
+import pytest
+
+from joulegram.agent.cgroups import memberships
+from joulegram.agent.usage import PROCESS_SLACK_NS
+from tests.agent.played import Machine, energy_j, rows
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = Machine(tmp_path, cpus=8)
+    machine.zone("intel-rapl:0", "package-0", watts=100)
+    machine.task(10, group=b"/system.slice/steady.service", cores=1.0)
+    return machine
+
+
+def near(expected, rel=0.02):
+    return pytest.approx(expected, rel=rel)
+
+
+def test_a_cgroup_whose_counter_comes_after_its_folder_is_counted(machine):
+    """Met while it was being made; what it used by then is charged too."""
+    path = "/system.slice/new.service"
+    frames = machine.play(
+        5,
+        {
+            1.2: lambda: machine._group_folder(path).mkdir(),
+            1.8: lambda: machine.cgroup(path, used_s=0.4, extra_cores=1.0),
+        },
+    )
+    assert energy_j(frames[2:], "systemd", "new.service") == near(150)
+    assert energy_j([frames[1]], "systemd", "new.service") > 0
+
+
+def test_a_cgroup_removed_and_made_again_under_its_name_goes_on_from_zero(machine):
+    """A file system may give the new folder the old one's inode: the open file is a dead one."""
+    path = "/system.slice/again.service"
+    machine.cgroup(path, extra_cores=1.0)
+
+    def again():
+        machine.remove_group(path)
+        machine.cgroup(path, extra_cores=1.0)
+
+    frames = machine.play(6, {2.1: again})
+    assert energy_j(frames[3:], "systemd", "again.service") == near(150)
+
+
+def test_a_counter_that_goes_away_leaves_its_processes_to_the_parents(machine):
+    """Not charged twice: as the process's own, and as what the parent used beyond its children."""
+    machine.task(11, group=b"/system.slice/gone.service/sub", cores=1.0)
+    counter = machine._group_folder("/system.slice/gone.service/sub") / "cpu.stat"
+    write = machine._write_groups
+
+    def write_but_one():
+        write()
+        counter.unlink()
+
+    def lose():
+        counter.unlink()
+        machine._write_groups = write_but_one
+
+    frames = machine.play(6, {2.0: lose})
+    assert energy_j(frames[3:], "systemd", "gone.service") == near(150)
+    assert energy_j(frames[3:], "systemd", "gone.service", pid=0) < 3
+
+
+def test_a_process_met_before_its_stat_is_written_is_new_all_the_same(machine):
+    folder = machine.root / "proc/44"
+
+    def fill():
+        folder.rmdir()
+        machine.task(44, start=5000, cores=1.0, used_s=0.4)
+
+    frames = machine.play(4, {1.2: folder.mkdir, 1.6: fill})
+    used_ns = sum(int(r["cpu_ns"]) for f in frames[:2] for r in rows(f) if r["pid"] == 44)
+    assert used_ns == near(0.8e9, rel=0.1)
+
+
+def test_a_process_that_appears_with_more_than_it_can_have_used_is_charged_from_here_on(machine):
+    """With no cpuN lines too."""
+    machine._write_stat = lambda: (machine.root / "proc/stat").write_text("cpu  1 0 0 0 0 0 0\n")
+    frames = machine.play(4, {2.1: lambda: machine.task(44, cores=1.0, used_s=900.0)})
+    most_ns = max(int(r["cpu_ns"]) for f in frames for r in rows(f) if r["pid"] == 44)
+    assert most_ns < 1e9 + PROCESS_SLACK_NS
+
+
+def test_nonsense_in_procfs_costs_itself_only(machine):
+    def scribble():
+        (machine.root / "proc/²").mkdir()
+        (machine.root / "proc/99").mkdir()
+        stat = "99 (x) S a b c d e f g h i j 1 x - y 20 0 1 0 5 0 0\n"
+        (machine.root / "proc/99/stat").write_text(stat)
+        (machine.root / "proc/stat").write_text("cpu  a b c d e f g h i j\n")
+        machine._write_stat = lambda: None
+
+    frames = machine.play(4, {1.2: scribble})
+    assert energy_j(frames, "systemd", "steady.service", pid=10) == near(400)
+
+
+@pytest.mark.parametrize("name", ["new\nline", "cr\rx", ") R 1 (", "a:b"])
+def test_a_cgroups_name_may_hold_what_ends_a_line(machine, name):
+    groups = f"4:cpu,cpuacct:/x/{name}\n0::/y/{name}.service\n".encode()
+    assert memberships(groups) == [("cpu,cpuacct", f"/x/{name}"), ("", f"/y/{name}.service")]
+    machine.task(20, group=f"/system.slice/{name}.service".encode(), cores=1.0)
+    frames = machine.play(2)
+    assert energy_j(frames, "systemd", f"{name}.service", pid=20) == near(100)
