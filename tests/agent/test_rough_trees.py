@@ -4,7 +4,7 @@ import pytest
 
 from joulegram.agent.cgroups import memberships
 from joulegram.agent.usage import PROCESS_SLACK_NS
-from tests.agent.played import Machine, energy_j, rows
+from tests.agent.played import Machine, device_j, energy_j, rows
 
 
 @pytest.fixture
@@ -105,3 +105,27 @@ def test_a_cgroups_name_may_hold_what_ends_a_line(machine, name):
     machine.task(20, group=f"/system.slice/{name}.service".encode(), cores=1.0)
     frames = machine.play(2)
     assert energy_j(frames, "systemd", f"{name}.service", pid=20) == near(100)
+
+
+def test_counters_that_come_later_end_the_model(tmp_path):
+    machine = Machine(tmp_path, cpus=8)
+    machine.task(10, cores=1.0)
+
+    def plug():
+        machine.zone("intel-rapl:1", "package-1", watts=50)
+        machine.zone("intel-rapl:0", "package-0", watts=100)
+
+    frames = machine.play(12, {1.0: plug})
+    assert [d.quality for d in frames[0].devices] == ["modelled"]
+    last = frames[-1].devices
+    assert [(d.name, d.quality) for d in last] == [("cpu0", "measured"), ("cpu1", "measured")]
+    assert device_j(frames[-1:], "cpu0") == near(100)
+
+
+def test_a_platform_that_was_not_read_was_not_cut(machine):
+    zone = machine.zone("intel-rapl:1", "psys", watts=150)
+    zone.write = lambda: (zone.folder / "energy_uj").write_text("")
+    zone.write()
+    (frame,) = machine.play(1)
+    platform = next(d for d in frame.devices if d.name == "platform")
+    assert (platform.coverage, platform.energy_uj, platform.clamped) == (0, 0, False)

@@ -150,7 +150,7 @@ def _platform(whole: Metered, parts: Sequence[Device]) -> Device:
         max(0, whole.energy_uj - rest_uj),
         0,
         whole.energy_uj,
-        whole.energy_uj < rest_uj,
+        whole.coverage > 0 and whole.energy_uj < rest_uj,
         MODELLED if MODELLED in {whole.quality, *(p.quality for p in parts)} else DERIVED,
         min([whole.coverage, *(part.coverage for part in parts)]),
         whole.late,

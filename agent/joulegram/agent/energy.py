@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from joulegram.agent.attribution import DERIVED, MEASURED, Metered
+from joulegram.agent.attribution import DERIVED, MEASURED, MODELLED, Metered
 from joulegram.agent.clock import Clock
 from joulegram.agent.counters import UNKNOWN_MAX_POWER_W, Counter
 from joulegram.agent.errors import SensorDenied, SensorFailed
@@ -71,7 +71,15 @@ class Devices:
     metered: dict[str, MeteredDevice] = field(default_factory=dict)
 
     def add(self, sensor: Sensor) -> None:
-        """Meter one more device, unless one of that name is metered already."""
+        """Meter one more device, unless one of that name is metered already.
+
+        A model stands in for counters; the first counter of its component ends it.
+        """
+        for name, known in list(self.metered.items()):
+            stood_in = sensor.quality != MODELLED and known.sensor.quality == MODELLED
+            if stood_in and known.sensor.component == sensor.component:
+                log.warning("%s is measured now, by a counter", sensor.device)
+                del self.metered[name]
         if sensor.device in self.metered:
             return
         floor_w = self.floors_w.get(sensor.device, sensor.floor_w)
