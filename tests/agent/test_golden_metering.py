@@ -138,6 +138,14 @@ def test_names_of_any_bytes_are_shown(machine, comm, shown):
     assert energy_j(frames, "systemd", "caf\\xe9.service", command=shown) == near(200)
 
 
+def test_control_characters_in_a_units_name_are_escaped(machine):
+    """The collector refuses them in identities; nobody's unit name may cost a node its frames."""
+    machine.zone("intel-rapl:0", "package-0", watts=100)
+    machine.task(10, group=b"/system.slice/a\x01\tb.service", cores=1)
+    frames = machine.play(2)
+    assert energy_j(frames, "systemd", "a\\x01\\x09b.service") == near(200)
+
+
 def test_a_gap_is_bridged_over_its_windows(machine):
     zone = machine.zone("intel-rapl:0", "package-0", watts=80)
     machine.task(10, cores=1)

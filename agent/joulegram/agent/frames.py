@@ -8,7 +8,7 @@ from typing import Any
 
 from joulegram.agent.attribution import IDLE, Device, Share
 from joulegram.agent.identity import Identity
-from joulegram.agent.textfile import visible
+from joulegram.agent.textfile import printable
 from joulegram.agent.usage import Use
 from joulegram.agent.windows import Window
 from joulegram.agent.workloads import IDLE as IDLE_KIND
@@ -93,9 +93,9 @@ def _add_workload(frame: Frame, owner: Owner, identity: Identity) -> None:
     frame.workloads.add(
         scope=identity.scope_of(owner),
         kind=owner.kind,
-        id=visible(owner.id),
+        id=printable(owner.id),
         user=user,
-        name=user if owner.kind == "user" else visible(owner.id),
+        name=user if owner.kind == "user" else printable(owner.id),
     )
 
 

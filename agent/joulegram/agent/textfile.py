@@ -5,6 +5,7 @@ a driver that prints in two steps). What does not end in a newline is torn: read
 """
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+CONTROL = re.compile("[\x00-\x1f\x7f]")
 ATTEMPTS = 5
 PAUSE_S = 0.0005
 
@@ -59,3 +61,8 @@ def visible(name: bytes | str) -> str:
         name: bytes as the kernel gave them, or text in which os.fsdecode kept such bytes.
     """
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def printable(name: str) -> str:
+    r"""`visible`, and control characters as \xNN too: for names that are identities."""
+    return CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", visible(name))
