@@ -338,6 +338,22 @@ def test_without_any_counter_reaped_children_count_once(machine):
     assert energy_j(frames[2:4], "system", command="steady") == near(200, rel=0.05)
 
 
+def test_a_long_child_reaped_before_it_is_seen_to_end_costs_a_tick_at_most(tmp_path):
+    machine = Machine(tmp_path, cpus=2)
+    machine.zone("intel-rapl:0", "package-0", watts=100)
+    shell = machine.task(10, comm=b"sh")
+    machine.task(11, comm=b"steady", cores=1.0)
+    child = machine.task(12, comm=b"job", cores=1.0, used_s=36_000.0, parent=10)
+
+    def reaped():  # and still in the listing
+        child.cores = 0.0
+        shell.reaped_s += child.used_s
+
+    frames = machine.play(6, {2.2: reaped, 2.9: lambda: machine.end(12)})
+    assert energy_j(frames[4:], "system", command="steady") == near(200)
+    assert energy_j([frames[2]], "system", command="steady") > 40
+
+
 def test_a_clock_step_closes_the_window_early(machine):
     machine.zone("intel-rapl:0", "package-0", watts=100)
     clock = Clock()

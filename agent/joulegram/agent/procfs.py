@@ -164,7 +164,10 @@ class Processes:
             raw = self._stat_again(process.pid)
             fields = _fields(raw)
             if fields is None:
-                # Gone, or unreadable for now: the next listing tells.
+                if not (self._root / str(process.pid)).exists():
+                    self._forget(process.pid, scan)
+                    return
+                # Unreadable for now.
                 process.stale_ns = process.stale_ns or self._before_ns or scan.at_ns
                 return
             if int(fields[19]) != process.start_ticks:

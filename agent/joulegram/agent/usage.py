@@ -118,7 +118,10 @@ class Usage:
         for process in scan.ended:
             seen_ns[process.parent] += process.used_ns + process.reaped_ns
         for change in scan.changes:
-            unseen_ns = change.reaped_ns - seen_ns[change.process.pid]
+            # Who was not seen lived for less than the interval. A child seen for hours may
+            # show here a tick before it is known to have ended: that is not a tick's use.
+            most_ns = (scan.at_ns - change.since_ns) * (self._cpus or CPUS_MAX)
+            unseen_ns = min(change.reaped_ns - seen_ns[change.process.pid], most_ns)
             if unseen_ns > 0:
                 owner = self.identity.place(change.process).owner
                 for window, part, _ in timeline.spread(unseen_ns, change.since_ns, scan.at_ns):
