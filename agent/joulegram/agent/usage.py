@@ -120,7 +120,7 @@ class Usage:
         for change in scan.changes:
             # Who was not seen lived for less than the interval. A child seen for hours may
             # show here a tick before it is known to have ended: that is not a tick's use.
-            most_ns = (scan.at_ns - change.since_ns) * (self._cpus or CPUS_MAX)
+            most_ns = (scan.at_ns - change.since_ns) * (self._cpus or CPUS_UNSAID)
             unseen_ns = min(change.reaped_ns - seen_ns[change.process.pid], most_ns)
             if unseen_ns > 0:
                 owner = self.identity.place(change.process).owner
