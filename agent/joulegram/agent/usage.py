@@ -15,6 +15,7 @@ CPUS_UNSAID = 64  # where /proc/stat lists none
 # A reader may come a while after a scheduler or a replayed tree has written.
 GROUP_SLACK_NS = 10_000_000_000
 PROCESS_SLACK_NS = 1_000_000_000
+REAPED_WITHIN_NS = 2_000_000_000  # a child's end may be seen before its parent's waiting for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Usage:
     _interrupts: tuple[int, int] | None = None  # (monotonic ns, ns of interrupts)
     _before_ns: int | None = None
     _owed_ns: dict[str, int] = field(default_factory=dict)  # per cgroup, <= 0
+    # Parent -> (use of its ended children that was charged while they lived, monotonic ns).
+    _seen_ns: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def tick(self, timeline: Timeline, now_ns: int) -> None:
         """Read everything once. Raises: OSError when procfs is not there."""
@@ -114,14 +117,20 @@ class Usage:
 
     def _charge_reaped(self, timeline: Timeline, scan: Scan) -> None:
         """Where no cgroup counts: children that came and went show in who waited for them."""
-        seen_ns: dict[int, int] = defaultdict(int)  # parent -> use of its children already charged
+        seen = self._seen_ns
+        for pid in [p for p, (_, at_ns) in seen.items() if scan.at_ns - at_ns > REAPED_WITHIN_NS]:
+            del seen[pid]
         for process in scan.ended:
-            seen_ns[process.parent] += process.used_ns + process.reaped_ns
+            before_ns, _ = seen.get(process.parent, (0, 0))
+            seen[process.parent] = before_ns + process.used_ns + process.reaped_ns, scan.at_ns
         for change in scan.changes:
             # Who was not seen lived for less than the interval. A child seen for hours may
             # show here a tick before it is known to have ended: that is not a tick's use.
             most_ns = (scan.at_ns - change.since_ns) * (self._cpus or CPUS_UNSAID)
-            unseen_ns = min(change.reaped_ns - seen_ns[change.process.pid], most_ns)
+            credit_ns, at_ns = seen.pop(change.process.pid, (0, 0))
+            if credit_ns > change.reaped_ns:
+                seen[change.process.pid] = credit_ns - change.reaped_ns, at_ns
+            unseen_ns = min(change.reaped_ns - credit_ns, most_ns)
             if unseen_ns > 0:
                 owner = self.identity.place(change.process).owner
                 for window, part, _ in timeline.spread(unseen_ns, change.since_ns, scan.at_ns):
