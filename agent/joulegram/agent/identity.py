@@ -12,7 +12,7 @@ from pathlib import Path
 from joulegram.agent.cgroups import Cgroups, memberships
 from joulegram.agent.procfs import Process, Processes
 from joulegram.agent.textfile import visible
-from joulegram.agent.workloads import SITE_WIDE, SLURM_SLUID, SYSTEM, Owner, owner, strongest
+from joulegram.agent.workloads import BATCH, SITE_WIDE, SLURM_SLUID, SYSTEM, Owner, owner, strongest
 
 REMEMBERED = 65536
 
@@ -54,7 +54,10 @@ class Identity:
         found, path = known
         if found.kind == "slurm" and SLURM_SLUID.fullmatch(found.id):
             found = self._job(found, process)
-        if found not in self._users and found.kind != SYSTEM:
+        uid = self._users.get(found)
+        # A batch system's own helpers run as root inside the job, and come first.
+        helper = uid == 0 != process.uid and found.kind in BATCH
+        if helper or (uid is None and found.kind != SYSTEM):
             _remember(self._users, found, process.uid)
         return Place(found, self.cgroups.owner("" if path == "/" else path))
 

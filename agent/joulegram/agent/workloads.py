@@ -13,7 +13,8 @@ from itertools import pairwise
 IDLE, SYSTEM, UNATTRIBUTED = "idle", "system", "unattributed"
 RESERVED = (IDLE, SYSTEM, UNATTRIBUTED)
 PRECEDENCE = ("slurm", "lsf", "pbs", "oar", "kubernetes", "container", "vm", "systemd", "user")
-SITE_WIDE = ("slurm", "lsf", "pbs", "oar", "kubernetes", "user")
+BATCH = ("slurm", "lsf", "pbs", "oar")
+SITE_WIDE = (*BATCH, "kubernetes", "user")
 
 
 @dataclass(frozen=True, slots=True, order=True)
