@@ -124,6 +124,12 @@ U4, I4 = "<u4", "<i4"
         ("shape", "control", lambda f: setattr(f.workloads[2], "id", "7\x007")),
         ("shape", "attributes", lambda f: f.workloads[2].attributes.update(a="x" * 70_000)),
         ("shape", "reserved_cpus", lambda f: setattr(f.workloads[2], "reserved_cpus", -1.0)),
+        ("shape", "reserved_cpus", lambda f: setattr(f.workloads[2], "reserved_cpus", 1e300)),
+        ("shape", "comm", lambda f: f.rows.command.__setitem__(0, "x" * 2_000)),
+        ("shape", "boot_id", set_field("boot_id", "x" * 100_000)),
+        ("shape", "agent_version", set_field("agent_version", "1\x00")),
+        ("shape", "host_node", set_field("host_node", "h\n")),
+        ("node", "no guest", set_field("host_node", "n1")),
         (
             "shape",
             "reserves",

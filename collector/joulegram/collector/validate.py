@@ -28,6 +28,7 @@ MAX_UJ = 10**15  # one device, one frame: 1 GJ
 MAX_ROW_UJ = 10**14  # one row, one frame: 100 MJ; MAX_ROWS of them fit in UInt64
 MAX_NS = 10**18  # one row, one frame: 1e9 s of CPU
 MAX_NAME = 255  # characters of a node's or device's name
+MAX_COMMAND = 1_020  # characters; the kernel's own have 15, escaped 60
 
 COMPONENTS = ("cpu", "dram", "gpu", "other")
 GPU = COMPONENTS.index("gpu")
@@ -91,6 +92,20 @@ def _check_identity(frame: Frame, node: str) -> None:
             "node",
             f"this stream speaks for node {node!r}, the frame is of {frame.node!r}; open a "
             "stream per node, and give each agent a state directory of its own",
+        )
+    for name in ("host_node", "boot_id", "agent_version"):
+        text = getattr(frame, name)
+        if len(text) > MAX_NAME or CONTROL.search(text):
+            raise _Bad(
+                "shape",
+                f"{name} must be at most {MAX_NAME} characters without control characters",
+            )
+    if frame.host_node == frame.node:
+        # Totals leave guests out, so its joules would be in nobody's.
+        raise _Bad(
+            "node",
+            f"{frame.node!r} names itself as the host it runs on; leave host_node empty on a "
+            "machine that is no guest",
         )
     if frame.epoch == 0 or frame.seq == 0:
         raise _Bad(
@@ -159,6 +174,13 @@ def _check_shape(frame: Frame, workloads: Sequence[Workload]) -> None:
     command = rows.command
     if len(command) not in (0, n):
         raise _Bad("shape", f"rows.command has {len(command)} entries; there are {n} rows")
+    if max(map(len, command), default=0) > MAX_COMMAND:
+        longest = max(command, key=len)
+        raise _Bad(
+            "shape",
+            f"a command of {len(longest)} characters, {longest[:80]!r}...: at most {MAX_COMMAND}; "
+            "send the kernel's `comm`, never the arguments",
+        )
     _check_devices(frame)
     _check_workloads(frame, workloads)
     _in_range(frame, "workload", 0, len(workloads))
@@ -180,7 +202,11 @@ def _check_devices(frame: Frame) -> None:
         names.add(device.name)
         for text in (device.name, device.component, device.quality):
             if len(text) > MAX_NAME or CONTROL.search(text):
-                raise _Bad("shape", f"device {device.name[:MAX_NAME]!r}: text too long or unclean")
+                raise _Bad(
+                    "shape",
+                    f"device {device.name[:80]!r}: its name, component and quality must be at "
+                    f"most {MAX_NAME} characters without control characters",
+                )
         if not 0.0 <= device.coverage <= 1.0:
             raise _Bad(
                 "shape",

@@ -4,7 +4,6 @@ Agents repeat themselves: a workload comes in every frame while it runs, the sam
 time. So a frame's workloads are read as bytes first, and each distinct one is looked into once.
 """
 
-import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ from joulegram.v1.telemetry_pb2 import Workload as WireWorkload
 
 MAX_BYTES = 65_536  # one workload, attributes included
 MAX_NAME = 1_020  # characters of scope, kind, id
+MAX_CPUS = 1_000_000.0  # of one node; sums over years of them stay finite
 
 CACHE_ENTRIES = 65_536
 CACHED_BYTES = 1_024  # larger ones are looked into each time
@@ -102,8 +102,8 @@ def _problem(wire: WireWorkload, size: int) -> str:
         return "its scope, kind or id holds a control character"
     if max(map(len, names)) > MAX_NAME:
         return f"its scope, kind or id is beyond {MAX_NAME} characters"
-    if not 0.0 <= wire.reserved_cpus < math.inf:
-        return f"reserved_cpus {wire.reserved_cpus} is no number of CPUs"
+    if not 0.0 <= wire.reserved_cpus <= MAX_CPUS:
+        return f"reserved_cpus {wire.reserved_cpus} is no number of CPUs of one node"
     for reserved in wire.reserved_devices:
         if not 0.0 <= reserved.fraction <= 1.0:
             return f"it reserves {reserved.fraction} of a device; 0 to 1 fit"
