@@ -105,6 +105,8 @@ def test_frames_of_a_played_machine_hold_every_joule(tmp_path):
         (["--window=7"], "divides 300"),
         (["--window=0.5"], "whole seconds"),
         (["--tick=0.3"], "divides the window"),
+        ([b"--node=caf\xe9"], "UTF-8"),
+        (["--node="], "1 to 255 characters"),
     ],
 )
 def test_a_bad_setting_is_refused_with_its_remedy(flags, says):

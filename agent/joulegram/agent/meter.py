@@ -16,6 +16,7 @@ from joulegram.agent.frames import frame_of
 from joulegram.agent.identity import Identity
 from joulegram.agent.machine import boot_id, sensors
 from joulegram.agent.procfs import Processes
+from joulegram.agent.textfile import printable
 from joulegram.agent.usage import Usage
 from joulegram.agent.windows import Timeline, Window
 from joulegram.v1.telemetry_pb2 import Frame
@@ -23,6 +24,7 @@ from joulegram.v1.telemetry_pb2 import Frame
 log = logging.getLogger(__name__)
 
 SLOT_MS = 300_000
+NODE_MAX = 255
 RESCAN_NS = 5_000_000_000  # how often sensors are looked for: hot-plug
 
 
@@ -44,6 +46,7 @@ class Meter:
         self._on_tick = on_tick
         self._clock = clock or SystemClock()
         self.tick_ms, self.window_ms = timing_ms(config.tick_s, config.window_s)
+        check_node(config.node)
         self.epoch = secrets.randbits(64)
         self.seq = 0
         self.devices = Devices(self._clock, config.tick_s, config.idle_w)
@@ -140,6 +143,15 @@ class Meter:
         now_ns = self._clock.wall_ns()
         tick_ns = self.tick_ms * 1_000_000
         return (tick_ns - now_ns % tick_ns) / 1e9
+
+
+def check_node(node: str) -> None:
+    """Raises: BadSetting for a name that no collector would take."""
+    if not 0 < len(node) <= NODE_MAX or printable(node) != node:
+        raise BadSetting(
+            f"--node {printable(node)[:80]!r}: a node's name is 1 to {NODE_MAX} characters of "
+            "UTF-8 without control characters. Take the host's name."
+        )
 
 
 def timing_ms(tick_s: float, window_s: float) -> tuple[int, int]:
