@@ -9,14 +9,11 @@ from typing import Any
 import grpc
 import pytest
 
-from joulegram.collector.intake import Intake, seq_ranges
+from joulegram.collector.intake import Intake, add_intake, seq_ranges
 from joulegram.collector.retry import Retry
 from joulegram.collector.stages import Busy, Refused, Stage
-from joulegram.v1.telemetry_pb2 import Ack, Frame
-from joulegram.v1.telemetry_pb2_grpc import (
-    TelemetryServiceStub,
-    add_TelemetryServiceServicer_to_server,
-)
+from joulegram.v1.telemetry_pb2 import Ack, Frame, ReservedDevice
+from joulegram.v1.telemetry_pb2_grpc import TelemetryServiceStub
 from tests.collector.made_frames import NOW_MS, frame
 
 
@@ -45,6 +42,7 @@ class Served:
 
     intake: Intake
     stub: Any
+    channel: grpc.aio.Channel
 
     def stream(self) -> Any:
         return self.stub.Report()
@@ -54,11 +52,11 @@ class Served:
 async def served(stage: Stage, **options: Any) -> AsyncIterator[Served]:
     server = grpc.aio.server()
     intake = Intake(stage, raw_days=90, now_ms=lambda: NOW_MS, **options)
-    add_TelemetryServiceServicer_to_server(intake, server)
+    add_intake(intake, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Served(intake, TelemetryServiceStub(channel))
+        yield Served(intake, TelemetryServiceStub(channel), channel)
     await server.stop(0)
 
 
@@ -155,6 +153,57 @@ async def test_reading_stops_while_too_much_waits() -> None:
         said = await acks(stream)
         await feeding
         assert sorted(seqs(said)) == list(range(21, 61))
+
+
+async def test_a_frame_that_cannot_be_read_costs_only_itself() -> None:
+    gate = Gate()
+    gate.open.set()
+    async with served(gate) as collector:
+        stream: Any = collector.channel.stream_stream(
+            "/joulegram.v1.TelemetryService/Report", response_deserializer=Ack.FromString
+        )()
+        packed = frame(1).SerializeToString()
+        await stream.write(packed.replace(b"n1", b"\xff\xfe", 1))
+        await stream.write(b"\xff\xff\xff\xff")
+        await stream.write(frame(2).SerializeToString())
+        await stream.done_writing()
+        said = await acks(stream)
+    refused = [r for ack in said for r in ack.refused]
+    assert [(r.epoch, r.seq, r.reason) for r in refused] == [
+        (frame(1).epoch, 1, "shape"),
+        (0, 0, "shape"),
+    ]
+    assert all("UTF-8" in r.detail for r in refused)
+    assert seqs(said) == [2]
+
+
+async def test_an_agent_that_reads_no_answers_is_not_read_either() -> None:
+    bad = frame(1)
+    bad.workloads[2].id = "\u2028" * 1_000  # a long answer, so that few fill what gRPC buffers
+    bad.workloads[2].reserved_devices.append(ReservedDevice(device=9))
+    written = 0
+    async with served(Gate(), unsaid_max=20) as collector:
+        stream = collector.stream()
+
+        async def feed() -> None:
+            nonlocal written
+            while True:
+                await stream.write(bad)
+                written += 1
+
+        feeding = asyncio.create_task(feed())
+        before = -1
+        async with asyncio.timeout(30):
+            while before != written:
+                before = written
+                await asyncio.sleep(0.3)
+        # Once it reads, nothing of what it wrote stays without an answer.
+        answered = 0
+        async with asyncio.timeout(10):
+            while answered < before:
+                answered += len((await stream.read()).refused)
+        feeding.cancel()
+        stream.cancel()
 
 
 async def test_busy_is_tried_again_then_ends_the_stream_as_unavailable() -> None:

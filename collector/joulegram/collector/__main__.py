@@ -23,7 +23,7 @@ from joulegram.collector import live as live_state
 from joulegram.collector.config import CollectorConfig, GridConfig, TeamsConfig
 from joulegram.collector.errors import BadSetting
 from joulegram.collector.grid.feeds import Feeds
-from joulegram.collector.intake import SERVER_OPTIONS, STREAMS_MAX, Intake
+from joulegram.collector.intake import SERVER_OPTIONS, STREAMS_MAX, Intake, add_intake
 from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.ledger.migrate import migrate
 from joulegram.collector.metrics import CollectorMetrics
@@ -35,7 +35,6 @@ from joulegram.collector.teams import check_rules, record_rules
 from joulegram.collector.totals import EnergyTotals, TeamGrams
 from joulegram.collector.web.api import create_app
 from joulegram.collector.writer import Writer
-from joulegram.v1.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +111,7 @@ async def _serve(
     )
     web = _Web(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
     grpc_server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=STREAMS_MAX)
-    add_TelemetryServiceServicer_to_server(intake, grpc_server)
+    add_intake(intake, grpc_server)
     port = agents.listen(grpc_server)
 
     stop = asyncio.Event()

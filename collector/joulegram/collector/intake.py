@@ -16,9 +16,10 @@ from typing import Any
 import grpc
 
 from joulegram.collector import counters
+from joulegram.collector.packed import Unreadable, read_frame
 from joulegram.collector.stages import Busy, Stage
-from joulegram.collector.validate import validate
-from joulegram.v1.telemetry_pb2 import Ack, Frame, Refusal, SeqRange
+from joulegram.collector.validate import MAX_NAME, validate
+from joulegram.v1.telemetry_pb2 import DESCRIPTOR, Ack, Frame, Refusal, SeqRange
 from joulegram.v1.telemetry_pb2_grpc import TelemetryServiceServicer
 
 log = logging.getLogger(__name__)
@@ -48,14 +49,19 @@ class _Stream:
     in_flight_frames: int = 0
     durable: list[tuple[int, int]] = field(default_factory=list)  # (epoch, seq), not yet acked
     refused: list[Refusal] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)  # reasons of refusal that the log has
     busy: bool = False
     # Set when there is something to acknowledge, or nothing left to wait for.
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     reader: asyncio.Task[None] | None = None
 
+    @property
+    def unsaid(self) -> int:
+        return len(self.durable) + len(self.refused)
+
     def take_ack(self) -> Ack | None:
         """All that is known and was not said."""
-        if not self.durable and not self.refused:
+        if not self.unsaid:
             return None
         ack = Ack(durable=seq_ranges(self.durable), refused=self.refused)
         self.durable, self.refused = [], []
@@ -73,6 +79,7 @@ class Intake(TelemetryServiceServicer):
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         stream_max_bytes: int = 2 * 2**20,
         total_max_bytes: int = 256 * 2**20,
+        unsaid_max: int = 10_000,
         linger_s: float = 0.02,
     ) -> None:
         self._stage = stage
@@ -80,6 +87,7 @@ class Intake(TelemetryServiceServicer):
         self._now_ms = now_ms
         self._stream_max_bytes = stream_max_bytes
         self._total_max_bytes = total_max_bytes
+        self._unsaid_max = unsaid_max  # answers owed to an agent that does not read them
         self._linger_s = linger_s  # frames that come together go on together
         self._in_flight_bytes = 0
         self._freed = asyncio.Condition()
@@ -120,14 +128,18 @@ class Intake(TelemetryServiceServicer):
                 frame = await context.read()
                 if frame is grpc.aio.EOF:
                     return
-                self._take(stream, frame)
+                if isinstance(frame, Unreadable):
+                    self._refuse_unreadable(stream, frame)
+                else:
+                    self._take(stream, frame)
         finally:
             stream.changed.set()
 
     async def _wait_for_room(self, stream: _Stream) -> None:
         def room() -> bool:
             return (
-                stream.in_flight_bytes < self._stream_max_bytes
+                stream.unsaid < self._unsaid_max
+                and stream.in_flight_bytes < self._stream_max_bytes
                 and self._in_flight_bytes < self._total_max_bytes
             )
 
@@ -181,20 +193,39 @@ class Intake(TelemetryServiceServicer):
             async with self._freed:
                 self._freed.notify_all()
 
+    def _refuse_unreadable(self, stream: _Stream, frame: Unreadable) -> None:
+        detail = (
+            f"the frame cannot be read ({frame.why}); text must be UTF-8, and nothing on the way "
+            "may change the bytes"
+        )
+        self._say_no(stream, frame.epoch, frame.seq, "shape", detail)
+        stream.changed.set()
+
     def _refuse(self, stream: _Stream, frame: Frame, reason: str, detail: str) -> None:
+        self._say_no(stream, frame.epoch, frame.seq, reason, detail, frame.node)
+
+    def _say_no(
+        self, stream: _Stream, epoch: int, seq: int, reason: str, detail: str, node: str = ""
+    ) -> None:
         counters.FRAMES.labels("refused").inc()
         counters.REFUSED.labels(reason).inc()
-        log.warning("refused frame %d of %r: %s: %s", frame.seq, frame.node, reason, detail)
-        stream.refused.append(
-            Refusal(epoch=frame.epoch, seq=frame.seq, reason=reason, detail=detail)
-        )
+        # An agent that is wrong is wrong every few seconds: the counters have the others.
+        if reason not in stream.told:
+            stream.told.add(reason)
+            node = (node or stream.node)[:MAX_NAME]
+            log.warning("refused frame %d of %r: %s: %s", seq, node, reason, detail)
+        stream.refused.append(Refusal(epoch=epoch, seq=seq, reason=reason, detail=detail))
 
     async def _acknowledge(self, context: Any, stream: _Stream) -> None:
         assert stream.reader is not None
         while True:
             await stream.changed.wait()
             stream.changed.clear()
+            full = stream.unsaid >= self._unsaid_max
             ack = stream.take_ack()
+            if full:
+                async with self._freed:
+                    self._freed.notify_all()
             if ack is not None:
                 await context.write(ack)
             if stream.busy:
@@ -202,10 +233,20 @@ class Intake(TelemetryServiceServicer):
                     grpc.StatusCode.UNAVAILABLE,
                     "the ledger does not keep up; offer what is not acknowledged again later",
                 )
-            if stream.reader.done() and not stream.in_flight_frames and not stream.durable:
+            if stream.reader.done() and not stream.in_flight_frames and not stream.unsaid:
                 if not stream.reader.cancelled() and (failed := stream.reader.exception()):
                     raise failed
                 return
+
+
+def add_intake(intake: Intake, server: grpc.aio.Server) -> None:
+    """Serve `intake`; unlike the stubs' own way, a frame that cannot be read costs only itself."""
+    report = grpc.stream_stream_rpc_method_handler(
+        intake.Report, request_deserializer=read_frame, response_serializer=Ack.SerializeToString
+    )
+    name = DESCRIPTOR.services_by_name["TelemetryService"].full_name
+    handler = grpc.method_handlers_generic_handler(name, {"Report": report})
+    server.add_generic_rpc_handlers((handler,))
 
 
 def seq_ranges(durable: Iterable[tuple[int, int]]) -> list[SeqRange]:

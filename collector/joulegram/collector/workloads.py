@@ -8,11 +8,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-from joulegram.v1.telemetry_pb2 import Frame
+from joulegram.collector.packed import PackedFrame
 from joulegram.v1.telemetry_pb2 import Workload as WireWorkload
 
 MAX_BYTES = 65_536  # one workload, attributes included
@@ -66,7 +63,7 @@ def read_workloads(content: bytes) -> list[Workload]:
     """
     return [
         _read_once(packed) if len(packed) <= CACHED_BYTES else _read(packed)
-        for packed in _Packed.FromString(content).workloads
+        for packed in PackedFrame.FromString(content).workloads
     ]
 
 
@@ -108,29 +105,3 @@ def _problem(wire: WireWorkload, size: int) -> str:
         if not 0.0 <= reserved.fraction <= 1.0:
             return f"it reserves {reserved.fraction} of a device; 0 to 1 fit"
     return ""
-
-
-def _packed_frame() -> Any:
-    """A message that reads a Frame's workloads as bytes and skips all else.
-
-    On the wire a message in a message is bytes, so this is the same field.
-    """
-    field = Frame.DESCRIPTOR.fields_by_name["workloads"]
-    file = descriptor_pb2.FileDescriptorProto(
-        name="joulegram/collector/packed.proto", package="joulegram.collector", syntax="proto3"
-    )
-    message = file.message_type.add(name="PackedFrame")
-    message.field.add(
-        name="workloads",
-        number=field.number,
-        label=descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED,
-        type=descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
-    )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(
-        pool.FindMessageTypeByName("joulegram.collector.PackedFrame")
-    )
-
-
-_Packed: Any = _packed_frame()
