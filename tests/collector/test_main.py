@@ -50,6 +50,14 @@ def test_a_taken_port_and_a_held_ledger_are_named(tmp_path: Path) -> None:
         for flag, other in (("--listen", "--http"), ("--http", "--listen")):
             said = refused(start(tmp_path, flag, address, other, "127.0.0.1:0"), tmp_path)
             assert address in said and flag in said
+            assert said.count("\n") == 1
+            assert not (tmp_path / "data" / "chdb").exists(), (
+                "settings are not written by who cannot serve"
+            )
+    (tmp_path / "file").touch()
+    argv = joulegram("collector", "--data", str(tmp_path / "file"), "--listen", "127.0.0.1:0")
+    said = refused(argv, tmp_path)
+    assert said.count("\n") == 1 and f"cannot keep a ledger in {tmp_path / 'file'}" in said
     free = ("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
     with running(start(tmp_path, *free), tmp_path) as first:
         wait_until(lambda: "page http://" in first.said(), "the first collector")

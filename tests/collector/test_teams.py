@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from joulegram.collector.errors import BadSetting
-from joulegram.collector.teams import check_rules, team_of
+from joulegram.collector.rules import check_rules, team_of
 
 
 def who(kind: str = "slurm", **more: Any) -> dict[str, Any]:

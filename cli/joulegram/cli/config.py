@@ -12,9 +12,10 @@ HELP = "Print every setting in force, and where it comes from; secrets are maske
 def run(argv: Sequence[str]) -> int:
     tables = parts.tables()
     settings = parts.parse("config", HELP, tables, argv)
-    print(f"# configuration file: {settings.file or 'none'}")
     for table, cls in tables.items():
         settings.build(table, cls)  # refuses here what the part would refuse
+    print(f"# configuration file: {settings.file or 'none'}")
+    for table in tables:
         print(f"\n[{table}]")
         lines = [
             (f"{one.key.name} = {_shown(one)}", one.origin)

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
-import math
 import os
 import signal
 import socket
@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from joulegram.collector import counters, retention, sites
 from joulegram.collector import live as live_state
 from joulegram.collector.config import CollectorConfig, GridConfig, TeamsConfig
-from joulegram.collector.errors import BadSetting
+from joulegram.collector.errors import BadSetting, LedgerUnusable
 from joulegram.collector.grid.feeds import Feeds
 from joulegram.collector.intake import SERVER_OPTIONS, STREAMS_MAX, Intake, add_intake
 from joulegram.collector.ledger.chdb import ChdbLedger
@@ -30,8 +30,9 @@ from joulegram.collector.metrics import CollectorMetrics
 from joulegram.collector.nodes import check_retired, record_retired
 from joulegram.collector.retry import Retry
 from joulegram.collector.rollup import Rollup
+from joulegram.collector.rules import check_rules
 from joulegram.collector.standing import Standing
-from joulegram.collector.teams import check_rules, record_rules
+from joulegram.collector.teams import record_rules
 from joulegram.collector.totals import EnergyTotals, TeamGrams
 from joulegram.collector.web.api import create_app
 from joulegram.collector.writer import Writer
@@ -55,18 +56,24 @@ def run(collector: CollectorConfig, grid: GridConfig, teams: TeamsConfig) -> int
     )
     agents = Address.parse("listen", collector.listen, collector.insecure)
     web = Address.parse("http", collector.http, collector.insecure)
-    if not 1.0 <= collector.raw_days < math.inf:
-        raise BadSetting(
-            f"collector.raw_days = {collector.raw_days:g}: write 1 or more days, and more than "
-            "agents' spools can hold: an older frame is refused."
-        )
-    sites.site_of(grid)
-    check_rules(teams.rules)
     check_retired(collector.retired)
     data = collector.data.expanduser().absolute()
-    data.mkdir(parents=True, exist_ok=True)
-    # Importing chDB reads a config.xml of the current directory.
-    os.chdir(data)
+    # Before the ledger is opened: who cannot serve shall not write settings into it. gRPC
+    # takes the port itself, later, and would complain in its own words.
+    for key, address in (("listen", agents), ("http", web)):
+        with address.bound(key):
+            pass
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        # Importing chDB reads a config.xml of the current directory.
+        os.chdir(data)
+        if not os.access(data, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as denied:
+        raise LedgerUnusable(
+            f"cannot keep a ledger in {data}: {denied.strerror}. Make it a directory that this "
+            "user may write, or name another with --data DIR."
+        ) from denied
     ledger = ChdbLedger(data)
     try:
         with web.bound("http") as web_socket:
@@ -169,7 +176,8 @@ class Address:
         host = host.strip("[]")
         if not host or not port.isdigit() or int(port) > 65_535:
             raise BadSetting(
-                f"collector.{key} = {text!r}: write HOST:PORT, such as 127.0.0.1:7471."
+                f"collector.{key} = {text!r}: write HOST:PORT, such as "
+                f"127.0.0.1:{7470 if key == 'http' else 7471}."
             )
         if not insecure and not _is_loopback(host):
             raise BadSetting(
@@ -200,14 +208,14 @@ class Address:
             try:
                 bound.bind((self.host, self.port))
             except OSError as exc:
-                raise BadSetting(f"{self._taken(key)} ({exc.strerror})") from exc
+                raise BadSetting(self._taken(key, f" ({exc.strerror})")) from exc
             yield bound
 
-    def _taken(self, key: str) -> str:
-        flag = f"--{key}"
+    def _taken(self, key: str, why: str = "") -> str:
         return (
-            f"cannot listen on {self.shown(self.port)}: another program may have the port, or the "
-            f"address is not of this machine. Stop that program, or choose with {flag} HOST:PORT."
+            f"cannot listen on {self.shown(self.port)}{why}: another program may have the port, or "
+            f"the address is not of this machine. Stop that program, or choose with --{key} "
+            "HOST:PORT."
         )
 
 

@@ -14,7 +14,7 @@ from joulegram.collector.accounting.coverage import Span, ratio
 from joulegram.collector.accounting.idle import share_idle
 from joulegram.collector.energy import COMPONENTS, Chunk
 from joulegram.collector.rates import Rates
-from joulegram.collector.teams import RESERVED_KINDS, UNASSIGNED, starts_s, team_of
+from joulegram.collector.rules import RESERVED_KINDS, UNASSIGNED, starts_s, team_of
 
 QUALITIES = ("measured", "derived", "modelled")  # best first
 GPU = COMPONENTS.index("gpu")

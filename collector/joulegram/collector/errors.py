@@ -2,6 +2,7 @@
 
 CollectorError                    says what is wrong and what to do next
 ├── LedgerInUse                   another process holds the ledger directory
+├── LedgerUnusable                the ledger directory cannot be written
 ├── SchemaTooNew                  the ledger was written by a newer joulegram
 ├── UnknownZone                   a grid zone that no table knows
 ├── BadSetting                    a value of the configuration that cannot hold
@@ -19,6 +20,10 @@ class CollectorError(Exception):
 
 class LedgerInUse(CollectorError):
     """Another process holds the ledger directory."""
+
+
+class LedgerUnusable(CollectorError):
+    """The ledger directory cannot be made or written."""
 
 
 class SchemaTooNew(CollectorError):

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from joulegram.collector import teams
-from joulegram.collector.teams import RESERVED_KINDS
+from joulegram.collector import rules as team_rules
+from joulegram.collector.rules import RESERVED_KINDS
 from joulegram.v1.telemetry_pb2 import Frame, Workload
 
 COMPONENTS = ("cpu", "dram", "gpu", "other")
@@ -111,7 +111,7 @@ class _Newest:
 
 
 def _no_team(workload: Workload) -> str:
-    return teams.UNASSIGNED
+    return team_rules.UNASSIGNED
 
 
 def _wall_clock_ms() -> int:
@@ -187,7 +187,7 @@ class Live:
 
 
 def by_rules(rules: Sequence[Mapping[str, str]], now_ms: ClockMs = _wall_clock_ms) -> TeamOf:
-    """The team of a workload by the operator's rules, as `teams.check_rules` returns them."""
+    """The team of a workload by the operator's rules, as `check_rules` returns them."""
 
     def team_of(workload: Workload) -> str:
         who = {
@@ -199,7 +199,7 @@ def by_rules(rules: Sequence[Mapping[str, str]], now_ms: ClockMs = _wall_clock_m
             "name": workload.name,
             "attributes": dict(workload.attributes),
         }
-        return teams.team_of(rules, who, now_ms() // 1000)
+        return team_rules.team_of(rules, who, now_ms() // 1000)
 
     return team_of
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from joulegram.collector import sites
 from joulegram.collector.accounting.choose import SLOT_S, Chosen, choose
 from joulegram.collector.accounting.grams import slot_grams
+from joulegram.collector.config import BASES
 from joulegram.collector.grid import neso, table, yearly
 from joulegram.collector.ledger.chdb import ChdbLedger
 
@@ -88,7 +89,7 @@ def rates(
         if place not in distinct:
             distinct.append(place)
         site[slots_s >= start] = distinct.index(place)
-    wanted = [sites.BASES[basis] if basis else place.basis for place in distinct]
+    wanted = [BASES[basis] if basis else place.basis for place in distinct]
     g_per_kwh = np.full(len(slots_s), np.nan)
     chosen = []
     for index, place in enumerate(distinct):

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from joulegram.collector import energy, sites, teams
+from joulegram.collector import energy, teams
 from joulegram.collector.accounting.choose import SLOT_S
 from joulegram.collector.accounting.coverage import Span
 from joulegram.collector.books import Books, Question
+from joulegram.collector.config import BASES
 from joulegram.collector.energy import COMPONENTS
 from joulegram.collector.errors import BadQuestion
 from joulegram.collector.grid.yearly import END_OF_TIME_S
@@ -137,7 +138,7 @@ def _check(
     for name, value, accepted in (
         ("by", by, BY),
         ("idle_policy", idle_policy, IDLE_POLICIES),
-        ("basis", basis, (None, *sites.BASES)),
+        ("basis", basis, (None, *BASES)),
         *(("components", component, COMPONENTS) for component in components),
     ):
         if value not in accepted:
@@ -149,11 +150,16 @@ def _check(
         if moment is not None and moment.tzinfo is None:
             raise BadQuestion(f"{name} = {moment.isoformat()}: add a time zone, Z for UTC.")
         if moment is not None and not 0 <= moment.timestamp() < END_OF_TIME_S:
-            raise BadQuestion(f"{name} = {moment.isoformat()}: from 1970 to 2099.")
+            raise BadQuestion(
+                f"{name} = {moment.isoformat()} is out of range; ask for a time from 1970 to 2099"
+            )
     if until <= since:
-        raise BadQuestion(f"until = {until.isoformat()} is not after since = {since.isoformat()}.")
+        raise BadQuestion(
+            f"until {until:%Y-%m-%dT%H:%M:%SZ} is not after since "
+            f"{since:%Y-%m-%dT%H:%M:%SZ}; choose an earlier since or a later until"
+        )
     if (until - since).total_seconds() > LONGEST_RANGE_S:
-        raise BadQuestion("from since to until is more than 20 years: ask for less at once.")
+        raise BadQuestion("from since to until is more than 20 years; ask for less at once")
 
 
 def _spans(ledger: ChdbLedger, source: energy.Source, as_of_ms: int) -> dict[str, Span]:

@@ -5,13 +5,13 @@ from itertools import pairwise
 import pytest
 
 from joulegram.collector.errors import UnknownZone
-from joulegram.collector.grid import table, yearly
+from joulegram.collector.grid import table, yearly, zones
 from tests.collector.carbon import Place
 
 
 def test_every_zone_answers_without_a_gap_from_the_beginning_to_the_end_of_time() -> None:
-    assert len(yearly._table()) == 352
-    for zone in [*yearly._table(), yearly.WORLD]:
+    assert len(zones.yearly_values()) == 352
+    for zone in [*zones.yearly_values(), zones.WORLD]:
         rows = yearly.rows(zone, 7)
         assert rows[0].valid_from_s == 0 and rows[-1].valid_to_s == yearly.END_OF_TIME_S
         for before, after in pairwise(rows):

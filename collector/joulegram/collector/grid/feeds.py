@@ -16,7 +16,7 @@ import httpx
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from joulegram.collector.config import GridConfig
-from joulegram.collector.grid import neso, table, yearly
+from joulegram.collector.grid import neso, table, yearly, zones
 from joulegram.collector.ledger.chdb import ChdbLedger
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Feeds:
         self._sleep = sleep
         self._within_s = answer_within_s
         self._metrics = FeedMetrics(registry)
-        world = config.zone == yearly.WORLD
+        world = config.zone == zones.WORLD
         self._yearly = FeedState(yearly.WORLD_PROVIDER if world else yearly.PROVIDER, config.zone)
         live = config.zone == neso.ZONE and config.neso_url
         self._live = FeedState(neso.PROVIDER, neso.ZONE) if live else None
@@ -155,7 +155,11 @@ class Feeds:
         self._metrics.requests.labels(state.provider, reason).inc()
         # The first of a row of failures; the counter has the others.
         if state.failures == 1:
-            log.warning("grid feed %s: %s", state.provider, state.last_error)
+            log.warning(
+                "grid feed %s: %s. It is asked again; until then a fallback fills in, marked so",
+                state.provider,
+                state.last_error,
+            )
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

@@ -6,7 +6,7 @@ from typing import Any
 
 from joulegram.collector.live import NodePower, ProcessPower, WorkloadPower
 from joulegram.collector.live import Now as LiveNow
-from joulegram.collector.teams import RESERVED_KINDS
+from joulegram.collector.rules import RESERVED_KINDS
 from joulegram.collector.web import models
 
 
