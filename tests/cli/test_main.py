@@ -13,9 +13,9 @@ from joulegram.cli import main, parts
 from tests.servers import joulegram
 
 
-def said(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def said(*argv: str | bytes, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        joulegram(*argv), capture_output=True, text=True, timeout=60, check=False, cwd=cwd
+        [*joulegram(), *argv], capture_output=True, text=True, timeout=60, check=False, cwd=cwd
     )
 
 
@@ -54,10 +54,20 @@ def test_every_part_explains_its_flags(command: str) -> None:
         (["agent", "--winow", "10"], "agent: no flag --winow; did you mean --window?"),
         (["agent", "--window", "10s"], "--window 10s: takes a number of seconds"),
         (["agent", "--window"], "--window: expected one argument"),
+        (["agent", "--zone", "GB"], "agent: --zone is a flag of [grid]"),
+        (["agent", "extra"], "agent: extra is no flag"),
+        (["agent", "--node", b"n\xff"], r"--node n\xff: is not UTF-8"),
+        (["report", "--sinc", "1h"], "report: no flag --sinc; did you mean --since?"),
+        (["top", "--rows", "0"], "0: a whole number from 1 to 200"),
+        # What only the part can judge is refused before any part runs.
+        (["config", "--pue", "120"], "grid.pue = 120: PUE is facility energy / IT energy"),
+        (["up", "--zone", "GBR"], "grid.zone = 'GBR' is no zone"),
         (["config", "--config", "none.toml"], "--config none.toml: no such file"),
     ],
 )
-def test_what_is_not_understood_is_one_line_and_status_2(argv: list[str], complaint: str) -> None:
+def test_what_is_not_understood_is_one_line_and_status_2(
+    argv: list[str | bytes], complaint: str
+) -> None:
     done = said(*argv)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("joulegram: ")

@@ -167,6 +167,12 @@ def test_flags_and_variables_are_refused_by_their_own_names() -> None:
         read(JOULEGRAM_KETTLE_TICK_S="1h")
     with pytest.raises(UsageError, match=r"^unknown variable JOULEGRAM_KETTLE_TIK_S; did you mean"):
         read(JOULEGRAM_KETTLE_TIK_S="1")
+    with pytest.raises(
+        UsageError, match=r"^unknown variable JOULEGRAM_KETLE_TICK_S; known: .*KETTLE"
+    ):
+        read(JOULEGRAM_KETLE_TICK_S="1")
+    with pytest.raises(UsageError, match=r"^--site n\\xff: is not UTF-8"):
+        read("--site=n\udcff")
 
 
 def test_a_secret_is_not_repeated_in_a_complaint(tmp_path: Path) -> None:
@@ -179,6 +185,8 @@ def test_a_kubernetes_service_named_like_a_part_is_no_misspelt_key() -> None:
     found = read(
         JOULEGRAM_KETTLE_PORT="tcp://10.0.0.1:7470",
         JOULEGRAM_KETTLE_SERVICE_HOST="10.0.0.1",
+        JOULEGRAM_GRAFANA_SERVICE_HOST="10.0.0.2",
+        JOULEGRAM_PORT="tcp://10.0.0.1:7470",
         JOULEGRAM_KETTLE_PORT_7470_TCP_ADDR="10.0.0.1",
     )
     assert kettle(found).cups == 2

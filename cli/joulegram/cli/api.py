@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from joulegram.cli.errors import CliError
+from joulegram.cli.errors import CliError, UsageError
 
 DEFAULT_URL = "http://127.0.0.1:7470"
 URL_HELP = f"where the collector's page is (default: JOULEGRAM_URL, or {DEFAULT_URL})"
@@ -27,7 +27,8 @@ def get(
 ) -> Any:
     """The JSON answer of GET `url` + `path`.
 
-    Raises: Unreachable; CliError with what the collector said when it refuses.
+    Raises: Unreachable; UsageError where the collector does not accept the question; CliError
+        with what it said when it fails.
     """
     try:
         # A proxy of the environment is for the internet, not for a collector nearby.
@@ -47,7 +48,8 @@ def get(
     if answer.is_success and body is not None:
         return body
     if isinstance(body, dict) and "error" in body:
-        raise CliError(f"{body['error']}; {body.get('remedy', '')}")
+        said = f"{body['error']}; {body.get('remedy', '')}"
+        raise UsageError(said) if answer.status_code in (400, 422) else CliError(said)
     raise CliError(
         f"{url}{path} answered {answer.status_code}, not as a joulegram collector does; is the "
         "URL that of its page?"

@@ -9,16 +9,15 @@ Group `joulegram.tables` names every table's dataclass, so that the configuratio
 read without importing any part.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points, metadata
 from types import ModuleType
-from typing import NoReturn
 
 from joulegram.cli import settings
 from joulegram.cli.errors import CliError, UsageError
+from joulegram.cli.flags import Parser
 
 
 def parts() -> dict[str, EntryPoint]:
@@ -58,12 +57,12 @@ def parse(
 
     Raises: UsageError; SystemExit(0) after --help.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=f"joulegram {name}",
-        description=help,
+        description=help[:1].upper() + help[1:],
         allow_abbrev=False,
-        epilog="Every flag is also a key of the configuration file and a variable: --pue is "
-        "`pue` under [grid], and JOULEGRAM_GRID_PUE. `joulegram config` shows which is in force.",
+        epilog="Every flag of a [table] is also a key of the configuration file and a variable: "
+        f"{_example(of_tables)}. `joulegram config` shows which is in force.",
     )
     parser.add_argument(
         "--config",
@@ -75,20 +74,33 @@ def parse(
         settings.add_flags(parser, table, cls)
     found, left = parser.parse_known_args(argv)
     if left:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        word = left[0].partition("=")[0]
-        raise UsageError(f"{name}: no flag {word}; {settings.nearest(word, flags)}")
+        elsewhere = _whose(left[0].partition("=")[0])
+        if elsewhere and elsewhere not in of_tables:
+            raise UsageError(
+                f"{name}: {left[0].partition('=')[0]} is a flag of [{elsewhere}], which "
+                f"`joulegram {name}` does not take; see `joulegram {name} --help`"
+            )
+        parser.refuse(left[0])
     flags_found = vars(found)
     file = settings.find_file(flags_found.pop("config"), os.environ)
     known = [entry.name for entry in entry_points(group="joulegram.tables")]
     return settings.read(of_tables, known, flags_found, file, os.environ)
 
 
-class _Parser(argparse.ArgumentParser):
-    """One line instead of the whole usage when something is wrong."""
+def _whose(flag: str) -> str | None:
+    """The table that a flag belongs to."""
+    for table, cls in tables().items():
+        if any(f"--{key.flag}" == flag for key in settings.keys(table, cls)):
+            return table
+    return None
 
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+def _example(of_tables: Mapping[str, type]) -> str:
+    table = next((name for name in ("grid", "agent") if name in of_tables), "")
+    if not table:
+        return "under its table"
+    key = settings.keys(table, of_tables[table])[0]
+    return f"--{key.flag} is `{key.name}` under [{table}], and {key.variable}"
 
 
 def _what_to_install(name: str, module: str | None) -> str:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from joulegram.cli import api
+from joulegram.cli.flags import Parser, whole_number
 
 HELP = "energy and grams of a past time, by workload, user or team"
 BY = ("workload", "user", "team", "node", "component", "kind")
@@ -219,7 +220,7 @@ def _cell(value: Any) -> str:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="joulegram report",
         description="Energy and grams of a past time. Times are widened to whole 5-minute slots.",
         epilog=f"TIME: {TIMES}.",
@@ -227,7 +228,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--since", default="1h", metavar="TIME", help="from when (default: 1h ago)")
     parser.add_argument("--until", metavar="TIME", help="to when (default: now)")
-    parser.add_argument("--by", choices=BY, default="workload", help="what a row is")
+    parser.add_argument(
+        "--by", choices=BY, default="workload", help="what a row is (default: workload)"
+    )
     parser.add_argument(
         "--idle-policy",
         choices=IDLE_POLICIES,
@@ -247,14 +250,13 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     shape.add_argument("--json", action="store_true", help="the API's own answer")
     parser.add_argument(
         "--rows",
-        type=int,
+        type=whole_number(0, 10_000),
         default=40,
-        choices=range(10_001),
         metavar="0..10000",
         help="rows of the table (default 40; 0: all)",
     )
     parser.add_argument("--url", metavar="URL", help=api.URL_HELP)
-    return parser.parse_args(argv)
+    return parser.parse(argv)
 
 
 if __name__ == "__main__":

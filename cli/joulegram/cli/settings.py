@@ -34,7 +34,8 @@ from joulegram.cli.values import (
 
 # Kubernetes tells pods about a service called joulegram-agent by JOULEGRAM_AGENT_PORT and
 # the like: those are not misspelt keys.
-SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)|PORT)(_.*)?")
+SERVICE_LINK = re.compile(r"(.*_)?(SERVICE_(HOST|PORT)|PORT)(_.*)?")
+NOT_OF_A_TABLE = ("JOULEGRAM_CONFIG", "JOULEGRAM_URL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,7 @@ def read(
     """
     document = _document(file, {*known, *filter(None, tables)}) if file else {}
     given: list[Given] = []
+    _refuse_unknown_tables_variables({*known, *filter(None, tables)}, environ)
     for table, cls in tables.items():
         of_table = keys(table, cls)
         section = document.get(table, {}) if table else {}
@@ -224,7 +226,9 @@ def _document(file: Path, known: set[str]) -> dict[str, Any]:
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
-        raise UsageError(f"{file}: not TOML: {broken}") from broken
+        raise UsageError(
+            f'{file}: not TOML: {broken}. Text stands in quotes, zone = "GB"; a key stands once'
+        ) from broken
     except OSError as denied:
         raise UsageError(f"{file}: cannot be read: {denied.strerror}") from denied
     for name, section in document.items():
@@ -256,12 +260,25 @@ def _refuse_unknown_variables(
             raise UsageError(f"unknown variable {name}; {nearest(name, names)}")
 
 
+def _refuse_unknown_tables_variables(tables: set[str], environ: Mapping[str, str]) -> None:
+    known = [f"JOULEGRAM_{table.upper()}_" for table in tables]
+    for name in sorted(environ):
+        rest = name.removeprefix("JOULEGRAM_")
+        if rest == name or name in NOT_OF_A_TABLE or SERVICE_LINK.fullmatch(rest):
+            continue
+        if not name.startswith(tuple(known)):
+            shown = [*NOT_OF_A_TABLE, *(f"{prefix}..." for prefix in known)]
+            raise UsageError(f"unknown variable {name}; known: {', '.join(sorted(shown))}")
+
+
 def _checked(key: Key, raw: Any, where: str) -> Any:
     """The value as its field wants it. Raises UsageError, naming what is accepted."""
+    if not str(raw).isprintable() and not _is_utf8(str(raw)):
+        raise UsageError(f"{_shown_bytes(where)}: is not UTF-8; write it in UTF-8 or plain ASCII")
     try:
         return converted(key.kind, raw)
     except TypeError:
-        raise UsageError(f"{where}: takes {accepted(key.kind, key.name, key.default)}") from None
+        raise UsageError(f"{where}: takes {accepted(key.kind, key.id, key.default)}") from None
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
@@ -294,7 +311,22 @@ def _metavar(key: Key) -> str:
         one = "PATH"
     else:
         one = "HOST:PORT" if key.help.startswith("HOST:PORT") else key.name.upper()
+    if get_origin(key.kind) is Mapping and kind is str:
+        one = "VALUE"
     return f"NAME={one}" if get_origin(key.kind) is Mapping else one
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text of a command line or an environment was UTF-8 before Python decoded it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown_bytes(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _masked(key: Key, text: str) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from joulegram.cli import api
 from joulegram.cli.errors import CliError
+from joulegram.cli.flags import Parser, whole_number
 
 HELP = "live in the terminal: who draws the watts now"
 EVERY_S = 2.0
@@ -33,7 +34,8 @@ def run(argv: list[str]) -> int:
     url = api.chosen_url(asked.url)
     console = Console()
     if asked.once or not console.is_terminal:
-        console.print(draw(api.get(url, "/api/v1/now", {"top": asked.rows}), url, asked.rows))
+        now = api.get(url, "/api/v1/now", {"top": asked.rows})
+        console.print(draw(now, url, asked.rows, console.width))
         return 0
     # Whoever asks for a live view wants to leave it by Ctrl-C: that is no failure.
     with contextlib.suppress(KeyboardInterrupt):
@@ -47,7 +49,9 @@ def watch(console: Console, url: str, sleep: Callable[[float], None] = time.slee
     with Live(console=console, screen=True, auto_refresh=False) as live:
         problem = ""
         while True:
-            shown: list[RenderableType] = [draw(now, url, _rows_that_fit(console, now))]
+            shown: list[RenderableType] = [
+                draw(now, url, _rows_that_fit(console, now), console.width)
+            ]
             if problem:
                 shown.insert(0, Text(problem, style="bold red"))
             live.update(Group(*shown), refresh=True)
@@ -59,7 +63,7 @@ def watch(console: Console, url: str, sleep: Callable[[float], None] = time.slee
                 problem = f"{url} stopped answering; these numbers are of {now['at']}."
 
 
-def draw(now: Now, url: str, rows: int) -> RenderableType:
+def draw(now: Now, url: str, rows: int, width: int = 80) -> RenderableType:
     """One frame of the display: at most `rows` workloads and as many processes."""
     if now["state"] == "waiting":
         return Text(
@@ -76,10 +80,10 @@ def draw(now: Now, url: str, rows: int) -> RenderableType:
                 style="bold red",
             )
         )
-    parts += [Text(), _workloads(now, rows)]
+    parts += [Text(), _workloads(now, rows, width)]
     if not now["workloads"]:
         parts.append(Text("nothing runs in a unit, session or job of its own", style="dim"))
-    return Group(*parts, Text(), _processes(now, rows))
+    return Group(*parts, Text(), _processes(now, rows, width))
 
 
 def _header(now: Now) -> RenderableType:
@@ -122,26 +126,33 @@ def _header(now: Now) -> RenderableType:
     return Group(first, second, third)
 
 
-def _workloads(now: Now, rows: int) -> Table:
-    table = _table({"workload": 5, "kind": 2, "user": 2, "team": 2}, ("W", "share", "g/h"))
+def _workloads(now: Now, rows: int, width: int) -> Table:
+    # A number cut short is a wrong number: a narrow terminal gets fewer columns instead.
+    roomy = width >= 70
+    names = {"workload": 5, "kind": 2, "user": 2, "team": 2} if roomy else {"workload": 1}
+    table = _table(names, ("W", "share", "g/h"))
     shown = now["workloads"][:rows]
     for workload in shown:
-        names = (workload["name"], workload["kind"], workload["user"], workload["team"])
-        table.add_row(*map(_plain, names), *_numbers(workload))
+        said = (workload["name"], workload["kind"], workload["user"], workload["team"])
+        table.add_row(*map(_plain, said[: len(names)]), *_numbers(workload))
     # Apart, and last: a busy program must not have to outrun the idle floor to be seen.
     if shown:
         table.add_row()
     for workload in now["reserved"]:
         name = f"{workload['kind']}: {RESERVED_MEANING.get(workload['kind'], '')}"
-        table.add_row(name, "", "", "", *_numbers(workload), style="dim")
+        blank = [""] * (len(names) - 1)
+        table.add_row(name, *blank, *_numbers(workload), style="dim")
     return table
 
 
-def _processes(now: Now, rows: int) -> Table:
-    table = _table({"process": 3, "workload": 4, "node": 3}, ("pid", "W"))
+def _processes(now: Now, rows: int, width: int) -> Table:
+    names = {"process": 3, "workload": 4, "node": 3} if width >= 60 else {"process": 1}
+    table = _table(names, ("pid", "W"))
     for process in now["processes"][:rows]:
-        names = (process["command"], process["workload"], process["node"])
-        table.add_row(*map(_plain, names), str(process["pid"]), _number(process["power_w"]))
+        said = (process["command"], process["workload"], process["node"])
+        table.add_row(
+            *map(_plain, said[: len(names)]), str(process["pid"]), _number(process["power_w"])
+        )
     return table
 
 
@@ -180,31 +191,27 @@ def _printable(name: str) -> str:
 
 
 def _rows_that_fit(console: Console, now: Now) -> int:
-    # Header, two table headings, blank lines and the reserved kinds take the rest.
-    taken = 3 + 1 + 1 + 1 + len(now["reserved"]) + 1 + 1 + 1
+    # Header, two table headings, blank lines and the reserved kinds take the rest. The header
+    # has three lines where the terminal is wide enough for them.
+    header = 3 if now["state"] == "waiting" else len(console.render_lines(_header(now)))
+    taken = header + 1 + 1 + 1 + len(now["reserved"]) + 1 + 1 + 1
     return max(1, (console.height - taken) // 2)
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="joulegram top", description=HELP, epilog="Ctrl-C ends it.", allow_abbrev=False
     )
     parser.add_argument("--url", metavar="URL", help=api.URL_HELP)
     parser.add_argument("--once", action="store_true", help="print once and end")
     parser.add_argument(
         "--rows",
-        type=_rows,
+        type=whole_number(1, 200),
         default=ROWS_WITHOUT_TERMINAL,
-        metavar="N",
+        metavar="1..200",
         help=f"rows of a table with --once (default {ROWS_WITHOUT_TERMINAL})",
     )
-    return parser.parse_args(argv)
-
-
-def _rows(text: str) -> int:
-    if not (text.isdigit() and 1 <= int(text) <= 200):
-        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 to 200")
-    return int(text)
+    return parser.parse(argv)
 
 
 if __name__ == "__main__":

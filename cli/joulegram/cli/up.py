@@ -8,10 +8,12 @@ the collector still acknowledges its last frames, and at most 4.5 s in all.
 import asyncio
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from joulegram.cli import parts
@@ -115,9 +117,10 @@ class _Up:
         return stopping not in done
 
     def _welcome(self, page: str) -> None:
+        command = _as_typed()
         print(
             f"joulegram is up. The page:  {page}\n"
-            "In another terminal:        joulegram top, joulegram report --since 10m\n"
+            f"In another terminal:        {command} top, {command} report --since 10m\n"
             "Stop with Ctrl-C; nothing measured is lost.",
             flush=True,
         )
@@ -133,7 +136,7 @@ class _Up:
         if "modelled" in by_quality:
             print(
                 "No energy sensor can be read here: the numbers are MODELLED from CPU load, and "
-                "marked so everywhere. Why, and what to do: joulegram check",
+                f"marked so everywhere. Why, and what to do: {_as_typed()} check",
                 flush=True,
             )
 
@@ -236,6 +239,15 @@ def _how(status: int) -> str:
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
     return f"ended with status {status}"
+
+
+def _as_typed() -> str:
+    """How a person in this directory starts the same joulegram."""
+    script = Path(sys.argv[0])
+    found = shutil.which("joulegram")
+    if script.name != "joulegram" or (found and script.exists() and script.samefile(found)):
+        return "joulegram"
+    return str(script)
 
 
 def _say(text: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin
 from joulegram.cli.errors import UsageError
 
 UNITS = {
+    "days": "days",
     "s": "seconds",
     "ms": "milliseconds",
     "w": "watts",
@@ -86,7 +87,7 @@ def accepted(kind: Any, name: str, example: Any) -> str:
         of = f" of {unit(name)}" if unit(name) else ""
         return f"{what}{of}, 0 or more, such as {example or 1:g}"
     if get_origin(kind) is Sequence:
-        return "a list of strings" if get_args(kind)[0] is str else f"tables: [[...{name}]]"
+        return "a list of strings" if get_args(kind)[0] is str else f"tables: [[{name}]]"
     return {bool: "true or false", Path: "a path"}.get(kind, "a string")
 
 
