@@ -175,4 +175,10 @@ def _complaint(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"][1:]) or "request"
     if error["type"] == "extra_forbidden":
         return f"no parameter {name}"
-    return f"{name}={str(error.get('input'))[:80]!r}: {error['msg']}"
+    # Of a pattern pydantic shows the expression; the parameter's description says it in words.
+    said = (
+        "takes cpu, dram, gpu, other, separated by commas"
+        if error["type"] == "string_pattern_mismatch"
+        else error["msg"]
+    )
+    return f"{name}={str(error.get('input'))[:80]!r}: {said}"

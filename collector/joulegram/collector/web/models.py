@@ -27,8 +27,8 @@ class Intensity(BaseModel):
     g_per_kwh: float | None = Field(description="gCO2e/kWh; null: unknown")
     quality: str = Field(description="measured, estimated, forecast or fallback")
     provider: str
-    valid_from: str | None
-    valid_to: str | None
+    valid_from: str | None = Field(description="start of what the value speaks of, ISO 8601")
+    valid_to: str | None = Field(description="end of what the value speaks of, ISO 8601")
     known_at: str | None = Field(description="when we came to know it")
 
 
@@ -57,19 +57,21 @@ class Process(BaseModel):
 
 
 class Nodes(BaseModel):
-    reporting: int
-    silent: int
+    reporting: int = Field(description="nodes whose newest window is current")
+    silent: int = Field(description="nodes that sent nothing for 3 windows")
     silent_names: list[str] = Field(description="the first ten")
 
 
 class Now(BaseModel):
     """All nodes together in their newest windows. Silent nodes add no watts."""
 
-    at: str
+    at: str = Field(description="when this was answered, ISO 8601")
     state: str = Field(
         description="waiting: no frame since the start; live; silent: no node reports"
     )
-    power_w: float
+    power_w: float = Field(
+        description="mean power of all reporting nodes over their newest windows, W"
+    )
     components_w: dict[str, float] = Field(description="by component, W; unmetered ones are absent")
     quality_w: dict[str, float] = Field(description="by quality of the reading, W")
     modelled_share: float = Field(description="modelled part of the power, 0..1")
@@ -77,7 +79,7 @@ class Now(BaseModel):
     g_per_hour: float | None = Field(description="gCO2e per hour at this power; null: unknown")
     coverage: float | None = Field(description="measured part of the expected, 0..1; null: no node")
     window_s: float | None = Field(description="length of the newest window, s")
-    window_end: str | None
+    window_end: str | None = Field(description="end of the newest window, ISO 8601; null: none yet")
     nodes: Nodes
     intensity: Intensity | None
     workloads: list[Workload] = Field(description="greatest first, without the reserved kinds")
@@ -88,7 +90,7 @@ class Now(BaseModel):
 class PowerSeries(BaseModel):
     """Mean power in steps; every list has the length of `t`. null: nobody measured then."""
 
-    step_s: int
+    step_s: int = Field(description="length of a step, s")
     t: list[float] = Field(description="start of the step, seconds since 1970 UTC")
     cpu: list[float | None] = Field(description="W")
     dram: list[float | None] = Field(description="W")
@@ -98,8 +100,8 @@ class PowerSeries(BaseModel):
 
 class IntensityPoint(BaseModel):
     t: float = Field(description="start of the 5-minute slot, seconds since 1970 UTC")
-    g_per_kwh: float | None
-    quality: str | None
+    g_per_kwh: float | None = Field(description="gCO2e/kWh; null: unknown")
+    quality: str | None = Field(description="measured, estimated, forecast or fallback")
     basis: str | None
     provider: str | None
 
@@ -114,12 +116,12 @@ class Node(BaseModel):
     simulated: bool
     silent: bool
     power_w: float = Field(description="W; 0 while silent")
-    components_w: dict[str, float]
-    quality_w: dict[str, float]
-    coverage: float
-    window_start: str
-    window_s: float
-    received_at: str
+    components_w: dict[str, float] = Field(description="by component, W")
+    quality_w: dict[str, float] = Field(description="by quality of the reading, W")
+    coverage: float = Field(description="measured part of its newest window, 0..1")
+    window_start: str = Field(description="start of its newest window, ISO 8601")
+    window_s: float = Field(description="length of its newest window, s")
+    received_at: str = Field(description="when that window arrived, ISO 8601")
 
 
 class NodeList(BaseModel):
@@ -142,19 +144,19 @@ class Health(BaseModel):
 class ReportRow(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    key: str
-    team: str | None
-    energy_uj: int
-    g_co2e: float | None
-    coverage: float | None
-    quality: Any
+    key: str = Field(description="the workload, user, team, node, component or kind")
+    team: str | None = Field(description="who answers for it; null: several teams")
+    energy_uj: int = Field(description="uJ")
+    g_co2e: float | None = Field(description="gCO2e; null: no intensity is known")
+    coverage: float | None = Field(description="measured part of the expected node-time, 0..1")
+    quality: Any = Field(description="the worst that went in: measured, derived or modelled")
 
 
 class ReportTotal(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    energy_uj: int
-    g_co2e: float | None
+    energy_uj: int = Field(description="uJ; equals metered_uj")
+    g_co2e: float | None = Field(description="gCO2e; null: no intensity is known")
 
 
 class Report(BaseModel):
@@ -162,15 +164,17 @@ class Report(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    since: str
-    until: str
-    as_of: str | None
+    since: str = Field(description="start of the first 5-minute slot, ISO 8601")
+    until: str = Field(description="end of the last 5-minute slot, ISO 8601")
+    as_of: str | None = Field(description="the answer as it was known then, ISO 8601")
     by: str
     idle_policy: str
-    basis: str
+    basis: str = Field(description="what a gram counts, such as average-direct-consumption")
     components: list[str]
-    pue: float | None
+    pue: float | None = Field(
+        description="facility energy / IT energy that was applied; null: it changed"
+    )
     intensity: dict[str, float] = Field(description="{quality: share of the energy}")
     rows: list[ReportRow]
     total: ReportTotal
-    metered_uj: int
+    metered_uj: int = Field(description="what the devices drew, uJ")
