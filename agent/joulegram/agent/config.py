@@ -53,7 +53,7 @@ class AgentConfig:
     )
     tdp_w: float = field(
         default=0.0,
-        metadata={"help": "the CPU packages' TDP together, for the load model; 0: look it up"},
+        metadata={"help": "the CPU packages' TDP together, for the load model; 0: 4.5 W per CPU"},
     )
     fold_cores: float = field(
         default=0.01,
