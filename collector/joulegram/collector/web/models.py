@@ -172,7 +172,7 @@ class Report(BaseModel):
     basis: str = Field(description="what a gram counts, such as average-direct-consumption")
     components: list[str]
     pue: float | None = Field(
-        description="facility energy / IT energy that was applied; a mean by energy where it changed"
+        description="facility energy / IT energy applied; where it changed, the mean by energy"
     )
     intensity: dict[str, float] = Field(description="{quality: share of the energy}")
     rows: list[ReportRow]
