@@ -1,9 +1,19 @@
-"""What an operator may say to an agent: table [agent]."""
+"""What an operator may say to an agent: table [agent].
+
+A value that cannot hold is refused when the table is made, so that `joulegram config` and
+`joulegram up` refuse what the agent would. Imports Python's own library alone.
+"""
 
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from joulegram.agent.errors import BadSetting
+from joulegram.agent.textfile import printable
+
+SLOT_MS = 300_000
+NODE_MAX = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,11 @@ class AgentConfig:
         default=1024.0, metadata={"help": "what the spool may hold on disk"}
     )
 
+    def __post_init__(self) -> None:
+        """Raises: BadSetting for a value that cannot hold."""
+        check_node(self.node)
+        timing_ms(self.tick_s, self.window_s)
+
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
@@ -72,3 +87,28 @@ class AgentOptions:
         default=False, metadata={"help": "print frames as JSON lines; send and store nothing"}
     )
     frames: int = field(default=0, metadata={"help": "end after this many frames; 0: go on"})
+
+
+def check_node(node: str) -> None:
+    """Raises: BadSetting for a name that no collector would take."""
+    if not 0 < len(node) <= NODE_MAX or printable(node) != node:
+        raise BadSetting(
+            f"--node {printable(node)[:80]!r}: a node's name is 1 to {NODE_MAX} characters of "
+            "UTF-8 without control characters. Take the host's name."
+        )
+
+
+def timing_ms(tick_s: float, window_s: float) -> tuple[int, int]:
+    """Tick and window in ms. Raises: BadSetting when windows would not be aligned."""
+    tick_ms, window_ms = round(tick_s * 1000), round(window_s * 1000)
+    if window_ms < 1000 or window_ms % 1000 or SLOT_MS % window_ms:
+        raise BadSetting(
+            f"--window {window_s:g}: a window is whole seconds and divides 300 s, so that it "
+            "never leaves its slot. Take 1, 2, 5, 10, 15, 20, 30, 60 or so."
+        )
+    if tick_ms < 10 or abs(tick_ms - tick_s * 1000) > 1e-6 or window_ms % tick_ms:
+        raise BadSetting(
+            f"--tick {tick_s:g}: a tick is whole milliseconds, at least 0.01 s, and divides "
+            f"the window of {window_s:g} s, so that every window ends on a tick. Take 1."
+        )
+    return tick_ms, window_ms

@@ -8,23 +8,20 @@ from collections.abc import Callable, Iterator
 from joulegram.agent.attribution import attribute
 from joulegram.agent.cgroups import Cgroups
 from joulegram.agent.clock import Clock, SystemClock
-from joulegram.agent.config import AgentConfig
+from joulegram.agent.config import AgentConfig, timing_ms
 from joulegram.agent.conservation import check
 from joulegram.agent.energy import Devices
-from joulegram.agent.errors import BadSetting, NotConserved
+from joulegram.agent.errors import NotConserved
 from joulegram.agent.frames import frame_of
 from joulegram.agent.identity import Identity
 from joulegram.agent.machine import boot_id, sensors
 from joulegram.agent.procfs import Processes
-from joulegram.agent.textfile import printable
 from joulegram.agent.usage import Usage
 from joulegram.agent.windows import Timeline, Window
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
 
-SLOT_MS = 300_000
-NODE_MAX = 255
 RESCAN_NS = 5_000_000_000  # how often sensors are looked for: hot-plug
 
 
@@ -33,7 +30,6 @@ class Meter:
 
     Args:
         on_tick: told at every tick how late it came, s.
-    Raises: BadSetting when tick and window do not fit.
     """
 
     def __init__(
@@ -46,7 +42,6 @@ class Meter:
         self._on_tick = on_tick
         self._clock = clock or SystemClock()
         self.tick_ms, self.window_ms = timing_ms(config.tick_s, config.window_s)
-        check_node(config.node)
         self.epoch = secrets.randbits(64)
         self.seq = 0
         self.devices = Devices(self._clock, config.tick_s, config.idle_w)
@@ -143,28 +138,3 @@ class Meter:
         now_ns = self._clock.wall_ns()
         tick_ns = self.tick_ms * 1_000_000
         return (tick_ns - now_ns % tick_ns) / 1e9
-
-
-def check_node(node: str) -> None:
-    """Raises: BadSetting for a name that no collector would take."""
-    if not 0 < len(node) <= NODE_MAX or printable(node) != node:
-        raise BadSetting(
-            f"--node {printable(node)[:80]!r}: a node's name is 1 to {NODE_MAX} characters of "
-            "UTF-8 without control characters. Take the host's name."
-        )
-
-
-def timing_ms(tick_s: float, window_s: float) -> tuple[int, int]:
-    """Tick and window in ms. Raises: BadSetting when windows would not be aligned."""
-    tick_ms, window_ms = round(tick_s * 1000), round(window_s * 1000)
-    if window_ms < 1000 or window_ms % 1000 or SLOT_MS % window_ms:
-        raise BadSetting(
-            f"--window {window_s:g}: a window is whole seconds and divides 300 s, so that it "
-            "never leaves its slot. Take 1, 2, 5, 10, 15, 20, 30, 60 or so."
-        )
-    if tick_ms < 10 or abs(tick_ms - tick_s * 1000) > 1e-6 or window_ms % tick_ms:
-        raise BadSetting(
-            f"--tick {tick_s:g}: a tick is whole milliseconds, at least 0.01 s, and divides "
-            f"the window of {window_s:g} s, so that every window ends on a tick. Take 1."
-        )
-    return tick_ms, window_ms

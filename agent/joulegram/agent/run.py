@@ -68,7 +68,7 @@ def serve(
             uplink.stop(STOP_WITHIN_S)
             stop_metrics()
             with contextlib.suppress(SpoolFailed):
-                log.info("%d frames wait in the spool for the next start", spool.pending())
+                log.info("frames left in the spool for the next start: %d", spool.pending())
     return 0
 
 
