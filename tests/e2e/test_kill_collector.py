@@ -55,9 +55,10 @@ class Agent:
 
     async def run(self) -> None:
         while not self.done:
-            with contextlib.suppress(grpc.aio.AioRpcError):
+            # A collector killed while it starts answers nobody for a while: come again.
+            with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
                 async with grpc.aio.insecure_channel(self._address, RECONNECT) as channel:
-                    await asyncio.wait_for(channel.channel_ready(), 20)
+                    await asyncio.wait_for(channel.channel_ready(), 5)
                     stream = TelemetryServiceStub(channel).Report()
                     writing = asyncio.create_task(self._write(stream))
                     try:
