@@ -71,6 +71,7 @@ class Agent:
         sent = set(self.acknowledged)
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while True:
+                self._more.clear()  # before looking: what is released meanwhile sets it again
                 for seq in range(1, self.released + 1):
                     if seq not in sent:
                         sent.add(seq)
@@ -78,7 +79,6 @@ class Agent:
                 if len(sent) == len(self.frames):
                     await stream.done_writing()
                     return
-                self._more.clear()
                 await self._more.wait()
 
     async def _read(self, stream: Any) -> None:
