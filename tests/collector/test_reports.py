@@ -1,6 +1,5 @@
 """Reports from a real ledger: frames through the real writer, the real roll-up, real tables."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from typing import Any
@@ -13,23 +12,11 @@ from joulegram.collector.energy import COMPONENTS
 from joulegram.collector.errors import BadQuestion
 from joulegram.collector.settings import record
 from joulegram.v1.telemetry_pb2 import Device, Frame, ReservedDevice, Workload
-from tests.collector.carbon import START, START_S, Place, ms, place
+from tests.collector.carbon import START, START_S, Place, ms
 from tests.collector.made import IDLE, SYSTEM, Node, Row, workload
 
 HOUR = timedelta(hours=1)
 KWH_J = 3_600_000.0
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Place]:
-    with place() as made:
-        yield made
-
-
-@pytest.fixture
-def site(shared: Place) -> Place:
-    shared.clear()
-    return shared
 
 
 TRAIN = workload("slurm", "42", scope="cluster", user="ada", project="ml", name="train")

@@ -1,6 +1,5 @@
 """Power and intensity over time, from a real ledger."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -8,20 +7,8 @@ import pytest
 from joulegram.collector.errors import BadQuestion
 from joulegram.collector.series import intensity_now, intensity_series, power_series
 from joulegram.v1.telemetry_pb2 import Device
-from tests.collector.carbon import START, START_S, Place, ms, place
+from tests.collector.carbon import START, START_S, Place, ms
 from tests.collector.made import IDLE, SYSTEM, Node, Row
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Place]:
-    with place() as made:
-        yield made
-
-
-@pytest.fixture
-def site(shared: Place) -> Place:
-    shared.clear()
-    return shared
 
 
 def power(site: Place, seconds: int, step_s: int = 10) -> dict[str, list[float | None]]:

@@ -1,3 +1,5 @@
+"""A ledger, writer and roll-up for tests that ask questions of them."""
+
 from collections.abc import Iterator
 
 import pytest
