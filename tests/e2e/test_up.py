@@ -143,12 +143,24 @@ def test_a_taken_port_is_named_with_a_remedy(tmp_path: Path) -> None:
         assert "--http HOST:PORT" in up.said()
 
 
-def test_a_part_that_cannot_start_ends_up_with_its_reason(tmp_path: Path) -> None:
+def test_a_wrong_setting_is_refused_before_anything_starts(tmp_path: Path) -> None:
     machine = Machine.make(tmp_path)
     with machine.up("--window=7") as up:
         assert up.process.wait(30) == 2
-        assert "the agent ended with status 2" in up.said()
+        assert "--window 7" in up.said()
         assert "300" in up.said()  # a window divides 300 s
+        assert "Traceback" not in up.said()
+    assert not (tmp_path / "ledger").exists()
+    assert not (tmp_path / "spool").exists()
+
+
+def test_a_part_that_cannot_start_ends_up_with_its_reason(tmp_path: Path) -> None:
+    machine = Machine.make(tmp_path)
+    (tmp_path / "ledger").write_text("a file, no directory")
+    with machine.up() as up:
+        assert up.process.wait(30) == 1
+        assert "the collector ended with status 1" in up.said()
+        assert f"cannot keep a ledger in {tmp_path / 'ledger'}" in up.said()
         assert "Traceback" not in up.said()
 
 
