@@ -26,6 +26,7 @@ class Unreliable:
 
     ledger: ChdbLedger
     faults: list[tuple[str, str]] = field(default_factory=list)  # (table, before or after)
+    exclusive: bool = True
 
     def insert(self, table: str, columns: Mapping[str, Any]) -> None:
         fault = self.faults.pop(0) if self.faults and self.faults[0][0] == table else None

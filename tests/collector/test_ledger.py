@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from joulegram.collector.errors import CollectorError, LedgerInUse
-from joulegram.collector.ledger.chdb import ChdbLedger, literal
+from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import literal
 from joulegram.collector.ledger.migrate import migrate
 from joulegram.collector.writer import INSERT_MAX_ROWS
 

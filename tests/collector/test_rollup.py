@@ -9,7 +9,7 @@ import pytest
 
 from joulegram.collector import columns
 from joulegram.collector.ledger.chdb import ChdbLedger
-from joulegram.collector.rollup import SLOT_S, Rollup
+from joulegram.collector.rollup import QUIET_S, SLOT_S, Rollup
 from joulegram.collector.workloads import read_workloads
 from joulegram.collector.writer import Writer
 from joulegram.v1.telemetry_pb2 import Frame
@@ -169,11 +169,11 @@ def test_the_background_waits_until_a_slot_is_quiet(ledger: ChdbLedger) -> None:
     rollup = Rollup(ledger, monotonic_s=lambda: now_s[0])
     keep(ledger, [frame(1)], rollup)
     assert rollup.catch_up() == 0
-    now_s[0] += 3.0
+    now_s[0] += 0.6 * QUIET_S
     keep(ledger, [frame(2)], rollup)
-    now_s[0] += 3.0
+    now_s[0] += 0.6 * QUIET_S
     assert rollup.catch_up() == 0
-    now_s[0] += 3.0
+    now_s[0] += 0.6 * QUIET_S
     assert rollup.catch_up() == 1
     assert slots(ledger) == expected([frame(1), frame(2)])
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import ipaddress
 import logging
 import os
@@ -131,6 +132,9 @@ async def _serve(
         asyncio.create_task(rollup.run()),
         asyncio.create_task(retention.run(ledger, rollup, collector.raw_days)),
     ]
+    # What is loaded by now stays: the garbage collector need not look through it for every burst.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     await grpc_server.start()
     sys.stderr.write(
         f"joulegram collector: ledger {data}, agents on {agents.shown(port)}, "

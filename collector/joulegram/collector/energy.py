@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from joulegram.collector.accounting.choose import SLOT_S
-from joulegram.collector.ledger.chdb import ChdbLedger, Value
+from joulegram.collector.ledger.ledger import Ledger, Value
 
 COMPONENTS = ("cpu", "dram", "gpu", "other")
 CHUNK_ENTRIES = 1_000_000  # about 150 MB while a chunk is worked on
@@ -116,7 +116,7 @@ class Chunk:
     simulated: bool
 
 
-def chunks(ledger: ChdbLedger, source: Source, nodes: Mapping[str, int]) -> Iterator[Chunk]:
+def chunks(ledger: Ledger, source: Source, nodes: Mapping[str, int]) -> Iterator[Chunk]:
     """The entries of a range in time order, of the nodes named: {name: index}.
 
     A node whose very first frame arrives while an answer is made is in the next answer.
@@ -127,7 +127,7 @@ def chunks(ledger: ChdbLedger, source: Source, nodes: Mapping[str, int]) -> Iter
         yield _chunk(table, nodes)
 
 
-def _pieces(ledger: ChdbLedger, source: Source) -> list[tuple[int, int]]:
+def _pieces(ledger: Ledger, source: Source) -> list[tuple[int, int]]:
     """Ranges of whole slots that hold at most CHUNK_ENTRIES rows, or are one slot."""
     if source.landed_ms is None:
         sql = f"SELECT toUInt32(slot) AS slot_s, count() AS n FROM slots WHERE {_RANGE}"
@@ -197,7 +197,7 @@ def _indices(texts: pa.ChunkedArray, known: Mapping[str, int], other: int) -> ND
     return np.array(numbers, dtype=np.int64)[indices]
 
 
-def landed_by(ledger: ChdbLedger, since_s: int, until_s: int, as_of_ms: int) -> Source | None:
+def landed_by(ledger: Ledger, since_s: int, until_s: int, as_of_ms: int) -> Source | None:
     """The source that answers as of a time; None: the raw rows that could tell are gone."""
     params: dict[str, Value] = {"since": since_s, "until": until_s, "as_of": as_of_ms}
     (raw,) = ledger.query(
@@ -217,7 +217,7 @@ def landed_by(ledger: ChdbLedger, since_s: int, until_s: int, as_of_ms: int) -> 
     return Source(since_s, until_s, as_of_ms if raw["later"] else None)
 
 
-def heard_s(ledger: ChdbLedger, source: Source) -> dict[str, tuple[int, int]]:
+def heard_s(ledger: Ledger, source: Source) -> dict[str, tuple[int, int]]:
     """{node: (start of its first frame ever, end of its last)}, epoch seconds.
 
     Of every node seen before the range ends. Frames older than the raw rows are known by their
@@ -248,7 +248,7 @@ def heard_s(ledger: ChdbLedger, source: Source) -> dict[str, tuple[int, int]]:
     return heard
 
 
-def guests(ledger: ChdbLedger, source: Source) -> set[str]:
+def guests(ledger: Ledger, source: Source) -> set[str]:
     """Nodes that run on another one, whose energy holds theirs."""
     found = ledger.query(
         "SELECT DISTINCT node FROM slots WHERE host_node != '' AND "
@@ -258,7 +258,7 @@ def guests(ledger: ChdbLedger, source: Source) -> set[str]:
     return set(found["node"].to_pylist())
 
 
-def workload_details(ledger: ChdbLedger, source: Source) -> dict[int, dict[str, Any]]:
+def workload_details(ledger: Ledger, source: Source) -> dict[int, dict[str, Any]]:
     """{workload: {scope, kind, id, user, project, name, attributes}} as seen last."""
     seen = (
         f"SELECT workload FROM slots WHERE {_RANGE}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from joulegram.collector.errors import BadSetting
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.settings import known, record
 
 
@@ -13,7 +13,7 @@ def check_retired(retired: Mapping[str, str]) -> dict[str, int]:
     return {node: _epoch_s(node, since) for node, since in retired.items()}
 
 
-def record_retired(ledger: ChdbLedger, retired: Mapping[str, int], now_ms: int) -> None:
+def record_retired(ledger: Ledger, retired: Mapping[str, int], now_ms: int) -> None:
     """Append what differs from what the ledger knows; a node no longer named is back."""
     for node, since_s in retired.items():
         record(ledger, "retired", True, now_ms=now_ms, name=node, valid_from_s=since_s)

@@ -13,7 +13,7 @@ from joulegram.collector.accounting.choose import SLOT_S, Chosen, choose
 from joulegram.collector.accounting.grams import slot_grams
 from joulegram.collector.config import BASES
 from joulegram.collector.grid import neso, table, yearly
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 
 # How long the last good value stands in for one that never came: as long as the feed counts
 # as fresh. Half hours of NESO are published up to an hour late.
@@ -72,7 +72,7 @@ class Rates:
 
 
 def rates(
-    ledger: ChdbLedger, since_s: int, until_s: int, as_of_ms: int, basis: str | None = None
+    ledger: Ledger, since_s: int, until_s: int, as_of_ms: int, basis: str | None = None
 ) -> Rates:
     """The rates of the slots in [since_s, until_s).
 

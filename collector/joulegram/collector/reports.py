@@ -17,7 +17,7 @@ from joulegram.collector.config import BASES
 from joulegram.collector.energy import COMPONENTS
 from joulegram.collector.errors import BadQuestion
 from joulegram.collector.grid.yearly import END_OF_TIME_S
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.rates import rates
 from joulegram.collector.settings import in_force, known
 
@@ -37,7 +37,7 @@ class Refreshes(Protocol):
 
 
 def report(
-    ledger: ChdbLedger,
+    ledger: Ledger,
     rollup: Refreshes,
     *,
     since: datetime,
@@ -116,7 +116,7 @@ def report(
 
 
 def team_grams(
-    ledger: ChdbLedger, rollup: Refreshes, *, since: datetime, until: datetime
+    ledger: Ledger, rollup: Refreshes, *, since: datetime, until: datetime
 ) -> dict[str, float]:
     """Operational gCO2e by team over [since, until), idle apart (team `unassigned`).
 
@@ -162,7 +162,7 @@ def _check(
         raise BadQuestion("from since to until is more than 20 years; ask for less at once")
 
 
-def _spans(ledger: ChdbLedger, source: energy.Source, as_of_ms: int) -> dict[str, Span]:
+def _spans(ledger: Ledger, source: energy.Source, as_of_ms: int) -> dict[str, Span]:
     """{node: when frames of it are expected}, of every node seen before the range ends.
 
     Guests are left out: their energy is in their host's already.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.rollup import Rollup
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ EVERY_S = 3600.0
 TABLES = ("devices", "reservations", "rows")
 
 
-def drop_expired(ledger: ChdbLedger, rollup: Rollup, raw_days: float, now: datetime) -> int:
+def drop_expired(ledger: Ledger, rollup: Rollup, raw_days: float, now: datetime) -> int:
     """Drop the raw rows of every day that is too old, once its slots hold all of it.
 
     Returns: how many days went.
@@ -46,7 +46,7 @@ def drop_expired(ledger: ChdbLedger, rollup: Rollup, raw_days: float, now: datet
 
 
 async def run(
-    ledger: ChdbLedger,
+    ledger: Ledger,
     rollup: Rollup,
     raw_days: float,
     clock: Callable[[], float] = time.time,

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from joulegram.collector import counters
-from joulegram.collector.ledger.chdb import ChdbLedger, literal
+from joulegram.collector.ledger.ledger import Ledger, literal
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,9 @@ DAY_S = 86_400
 MAX_SLOTS = 512  # looked at together
 MAX_FRAMES = 5_000  # summed together
 MAX_TOUCHED = 200_000  # beyond it their days are compared whole again
-QUIET_S = 5.0
+# Longer than the usual window, so that a slot is made once when it is over and not again at
+# every frame of its 5 minutes. Readers do not wait for it: they refresh what they ask for.
+QUIET_S = 20.0
 
 _SLOT = "toUInt32(intDiv(toUInt32(window), 300) * 300)"
 _ENTRY: Mapping[str, pa.DataType] = {
@@ -81,7 +83,7 @@ class Rollup:
 
     def __init__(
         self,
-        ledger: ChdbLedger,
+        ledger: Ledger,
         *,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         monotonic_s: Callable[[], float] = time.monotonic,

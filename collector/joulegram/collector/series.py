@@ -9,7 +9,7 @@ from joulegram.collector.accounting.choose import SLOT_S, UNKNOWN, Chosen
 from joulegram.collector.energy import COMPONENTS
 from joulegram.collector.errors import BadQuestion
 from joulegram.collector.grid import table
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.rates import HOLD_S, rates
 
 MAX_POINTS = 20_000
@@ -35,7 +35,7 @@ GROUP BY t, node, part HAVING ms > 0"""
 
 
 def power_series(
-    ledger: ChdbLedger, since: datetime, until: datetime, step_s: int
+    ledger: Ledger, since: datetime, until: datetime, step_s: int
 ) -> dict[str, list[Any]]:
     """Mean watts by component in steps of `step_s`, which should be a multiple of the window.
 
@@ -62,7 +62,7 @@ def power_series(
     }
 
 
-def intensity_now(ledger: ChdbLedger, now: datetime | None = None) -> dict[str, Any]:
+def intensity_now(ledger: Ledger, now: datetime | None = None) -> dict[str, Any]:
     """The site's grid intensity in the running slot.
 
     Returns: {"zone", "pue", "basis" (of the value), "wanted_basis", "g_per_kwh" (None: unknown),
@@ -102,7 +102,7 @@ def intensity_now(ledger: ChdbLedger, now: datetime | None = None) -> dict[str, 
 
 
 def intensity_series(
-    ledger: ChdbLedger, since: datetime, until: datetime, as_of: datetime | None = None
+    ledger: Ledger, since: datetime, until: datetime, as_of: datetime | None = None
 ) -> list[dict[str, Any]]:
     """The chosen intensity by slot: [{"t" (epoch s), "g_per_kwh", "quality", "basis", "provider"}].
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Statement:
     value: Any
 
 
-def known(ledger: ChdbLedger, kind: str, as_of_ms: int) -> list[Statement]:
+def known(ledger: Ledger, kind: str, as_of_ms: int) -> list[Statement]:
     """Every statement of a kind that was known by then, oldest knowledge first."""
     table = ledger.query(
         "SELECT DISTINCT name, toUInt32(valid_from) AS valid_from_s, known_at_ms, value "
@@ -45,7 +45,7 @@ def in_force(statements: Sequence[Statement], at_s: int) -> Statement | None:
 
 
 def record(
-    ledger: ChdbLedger,
+    ledger: Ledger,
     kind: str,
     value: Any,
     *,

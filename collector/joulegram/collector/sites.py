@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from joulegram.collector.config import BASES, GridConfig
 from joulegram.collector.grid import neso
 from joulegram.collector.grid.zones import WORLD
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.settings import Statement, in_force, known, record
 
 
@@ -27,7 +27,7 @@ def site_of(config: GridConfig) -> Site:
     return Site(config.zone, config.pue, neso.BASIS if live else BASES["lifecycle"])
 
 
-def record_site(ledger: ChdbLedger, site: Site, now_ms: int) -> bool:
+def record_site(ledger: Ledger, site: Site, now_ms: int) -> bool:
     """Append the site when it differs from what the ledger knows. At start, before serving.
 
     It holds for all time: a corrected zone or PUE corrects past answers too, and an answer
@@ -36,7 +36,7 @@ def record_site(ledger: ChdbLedger, site: Site, now_ms: int) -> bool:
     return record(ledger, "site", asdict(site), now_ms=now_ms)
 
 
-def sites(ledger: ChdbLedger, as_of_ms: int) -> list[Statement]:
+def sites(ledger: Ledger, as_of_ms: int) -> list[Statement]:
     """What was known of the site by then; `site_at` reads it."""
     return known(ledger, "site", as_of_ms)
 

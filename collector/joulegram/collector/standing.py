@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from joulegram.collector import reports, series
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.totals import TeamGrams
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def _now() -> datetime:
 class Standing:
     """The grid now and grams by team. A failure keeps the last answer and says so in `failing`."""
 
-    ledger: ChdbLedger
+    ledger: Ledger
     rollup: reports.Refreshes
     teams: TeamGrams
     now: Callable[[], datetime] = _now

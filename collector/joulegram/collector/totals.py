@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.live import COMPONENTS, MAX_NODES
 from joulegram.v1.telemetry_pb2 import Frame
 
@@ -46,7 +46,7 @@ class EnergyTotals:
     _nodes: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def load(self, ledger: ChdbLedger) -> None:
+    def load(self, ledger: Ledger) -> None:
         """Start from the ledger. Blocking."""
         for sql in (RAW_UJ, SLOTS_UJ):
             for row in ledger.query(sql).to_pylist():
@@ -85,7 +85,7 @@ class TeamGrams:
     shown is kept in the ledger, since a restart must not lower it either.
     """
 
-    def __init__(self, ledger: ChdbLedger) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._loaded = False
         self._shown: dict[str, float] = {}

@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import TypeAlias
 
 from joulegram.collector import columns, counters
-from joulegram.collector.ledger.chdb import ChdbLedger, literal
+from joulegram.collector.ledger.ledger import Ledger, literal
 from joulegram.collector.stages import Busy, Refused
 from joulegram.collector.workloads import Workload, read_workloads
 from joulegram.v1.telemetry_pb2 import Frame
@@ -53,7 +53,7 @@ class Writer:
     among them) are shown to `on_durable` before anybody hears that they are.
     """
 
-    ledger: ChdbLedger
+    ledger: Ledger
     group_s: float = 0.5
     group_max_rows: int = 200_000
     queue_max_rows: int = 400_000
@@ -116,6 +116,7 @@ class Writer:
                 outcomes = await loop.run_in_executor(thread, store.keep, frames)
             except Exception as exc:
                 # Looking up failed: nobody knows, so everybody offers it again.
+                store.forget()
                 log.warning("commit of %d frames failed: %s", len(frames), exc)
                 outcomes = Outcomes([], {}, {id(frame) for frame in frames})
         for hook in self.on_durable:
@@ -146,9 +147,13 @@ class Outcomes:
 class Store:
     """Puts groups of frames into the ledger. Used by one thread."""
 
-    ledger: ChdbLedger
+    ledger: Ledger
     now_ms: Callable[[], int]
-    _recent: "OrderedDict[Identity, int]" = field(default_factory=OrderedDict)  # -> content hash
+    # -> content hash, day
+    _recent: "OrderedDict[Identity, tuple[int, int]]" = field(default_factory=OrderedDict)
+    # (node, epoch) -> days of which every stored frame is in `_recent`: where nobody else writes,
+    # what is not there is not stored, and need not be looked up.
+    _whole: dict[tuple[str, int], set[int]] = field(default_factory=dict)
     _known: "OrderedDict[int, tuple[Workload, int]]" = field(default_factory=OrderedDict)
 
     def keep(self, frames: Sequence[Frame]) -> Outcomes:
@@ -177,7 +182,7 @@ class Store:
             kept = [frame for frame in part if id(frame) not in outcomes.busy]
             outcomes.stored.extend(kept)
             for frame in kept:
-                self._remember(identity(frame), hashes[id(frame)])
+                self._remember(frame, hashes[id(frame)])
             counters.FRAMES.labels("stored").inc(len(kept))
             counters.FRAMES.labels("busy").inc(len(missing))
             counters.ROWS.inc(sum(map(columns.row_count, kept)))
@@ -186,6 +191,11 @@ class Store:
                 outcomes.refused.pop(id(frame), None)
                 outcomes.busy.add(id(frame))
         return outcomes
+
+    def forget(self) -> None:
+        """Trust nothing but the ledger from here on."""
+        self._recent.clear()
+        self._whole.clear()
 
     def _insert(
         self, frames: Sequence[Frame], contents: Mapping[int, bytes], hashes: Mapping[int, int]
@@ -197,6 +207,7 @@ class Store:
                 self._insert_once(missing, contents, hashes)
                 return ()
             except Exception as exc:
+                self._whole.clear()
                 counters.FAILED.inc()
                 log.warning("insert of %d frames failed: %s", len(missing), exc)
             # The insert may have landed all the same.
@@ -257,11 +268,11 @@ class Store:
         unknown = []
         for frame in frames:
             there = self._recent.get(identity(frame))
-            if there is None:
+            if there is not None:
+                stored[identity(frame)] = there[0]
+            elif day_of(frame) not in self._whole.get((frame.node, frame.epoch), ()):
                 unknown.append(frame)
-            else:
-                stored[identity(frame)] = there
-        for start_s, day in by_day(unknown):
+        for start_s, day in by_day(self._of_known_agents(unknown)):
             for first in range(0, len(day), LOOKUP_MAX_FRAMES):
                 some = day[first : first + LOOKUP_MAX_FRAMES]
                 found = self.ledger.query(_headers(start_s, some)).to_pydict()
@@ -269,10 +280,28 @@ class Store:
                 stored.update(zip(keys, found["hash"], strict=True))
         return stored
 
-    def _remember(self, key: Identity, content_hash: int) -> None:
-        self._recent[key] = content_hash
+    def _of_known_agents(self, frames: Sequence[Frame]) -> list[Frame]:
+        """Those of agents of whose day something is stored; of the others all will be known."""
+        if not self.ledger.exclusive:
+            return list(frames)
+        known = []
+        for start_s, day in by_day(frames):
+            agents = {(frame.node, frame.epoch) for frame in day}
+            found = self.ledger.query(_agents(start_s, agents)).to_pydict()
+            there = set(zip(found["node"], found["epoch"], strict=True))
+            known += [frame for frame in day if (frame.node, frame.epoch) in there]
+            for agent in agents - there:
+                self._whole.setdefault(agent, set()).add(start_s // DAY_S)
+        return known
+
+    def _remember(self, frame: Frame, content_hash: int) -> None:
+        self._recent[identity(frame)] = content_hash, day_of(frame)
         if len(self._recent) > RECENT_MAX_FRAMES:
-            self._recent.popitem(last=False)
+            (node, epoch, _), (_, day) = self._recent.popitem(last=False)
+            days = self._whole.get((node, epoch), set())
+            days.discard(day)
+            if not days:
+                self._whole.pop((node, epoch), None)
 
 
 def identity(frame: Frame) -> Identity:
@@ -280,13 +309,15 @@ def identity(frame: Frame) -> Identity:
     return frame.node, frame.epoch, frame.seq
 
 
+def day_of(frame: Frame) -> int:
+    """The UTC day of a frame's window, days since 1970."""
+    return frame.window_start_ms // 1000 // DAY_S
+
+
 def by_day(frames: Iterable[Frame]) -> Iterator[tuple[int, list[Frame]]]:
     """(start of the UTC day in s, its frames)."""
 
-    def day(frame: Frame) -> int:
-        return frame.window_start_ms // 1000 // DAY_S
-
-    for number, of_day in groupby(sorted(frames, key=day), key=day):
+    for number, of_day in groupby(sorted(frames, key=day_of), key=day_of):
         yield number * DAY_S, list(of_day)
 
 
@@ -327,6 +358,17 @@ def _headers(day_start_s: int, frames: Sequence[Frame]) -> str:
         f"AND window < toDateTime({day_start_s + DAY_S}, 'UTC') AND row = 0 "
         f"AND node IN ({nodes}) AND seq IN ({seqs}) AND epoch IN ({epochs}) {whole}"
         "GROUP BY node, epoch, seq"
+    )
+
+
+def _agents(day_start_s: int, agents: Iterable[tuple[str, int]]) -> str:
+    nodes = ", ".join(sorted({literal(node) for node, _ in agents}))
+    epochs = ", ".join(map(str, sorted({epoch for _, epoch in agents})))
+    return (
+        "SELECT DISTINCT node, epoch FROM rows "
+        f"WHERE window >= toDateTime({day_start_s}, 'UTC') "
+        f"AND window < toDateTime({day_start_s + DAY_S}, 'UTC') AND row = 0 "
+        f"AND node IN ({nodes}) AND epoch IN ({epochs})"
     )
 
 

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from joulegram.collector.config import GridConfig
 from joulegram.collector.grid import neso, table, yearly, zones
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Feeds:
 
     def __init__(
         self,
-        ledger: ChdbLedger,
+        ledger: Ledger,
         config: GridConfig,
         registry: CollectorRegistry,
         *,

@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ _COLUMNS = {
 
 
 def read(
-    ledger: ChdbLedger, zone: str, since_s: int, until_s: int, as_of_ms: int
+    ledger: Ledger, zone: str, since_s: int, until_s: int, as_of_ms: int
 ) -> list[IntensityRow]:
     """The rows of a zone that touch [since_s, until_s) and could still answer as of a time.
 
@@ -57,7 +57,7 @@ def read(
     return [IntensityRow(*row.values()) for row in table.to_pylist()]
 
 
-def newest_end_s(ledger: ChdbLedger, zone: str, provider: str) -> int:
+def newest_end_s(ledger: Ledger, zone: str, provider: str) -> int:
     """Where a provider's values that are no forecast end, epoch seconds; 0: it has none."""
     table = ledger.query(
         "SELECT toUInt32(max(valid_to)) AS end_s FROM intensity WHERE zone = {zone:String} "
@@ -67,7 +67,7 @@ def newest_end_s(ledger: ChdbLedger, zone: str, provider: str) -> int:
     return int(table["end_s"][0].as_py())
 
 
-def append_new(ledger: ChdbLedger, rows: Sequence[IntensityRow]) -> int:
+def append_new(ledger: Ledger, rows: Sequence[IntensityRow]) -> int:
     """Store those of one zone that say something new; returns how many.
 
     A value that the ledger already has as the newest of its provider, interval and sort

@@ -11,13 +11,12 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 
 from joulegram.collector.errors import CollectorError, LedgerInUse
-
-Value: TypeAlias = str | int | float
+from joulegram.collector.ledger.ledger import Value
 
 # One insert must land as one part, whole or not at all: one thread writes it, as one block.
 # We dedupe before inserting and when reading, so the server need not (it costs 40 %).
@@ -45,6 +44,8 @@ class ChdbLedger:
     A process can hold one directory at a time.
     Raises: LedgerInUse when another process holds it.
     """
+
+    exclusive: bool = True
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -135,11 +136,6 @@ class ChdbLedger:
         for key, value in settings.items():
             session.query(f"SET {key} = {value}")
         return session
-
-
-def literal(text: str) -> str:
-    """`text` as an SQL string."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _lock(path: Path) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from joulegram.collector.errors import SchemaTooNew
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 
 SCHEMA = Path(__file__).parent / "schema"
 
@@ -25,7 +25,7 @@ ENGINE = MergeTree ORDER BY version
 _GUARD = re.compile(r"/\*\s*>=(\d+)\.(\d+)\s(.*?)\*/", re.DOTALL)
 
 
-def migrate(ledger: ChdbLedger, schema: Path = SCHEMA) -> list[int]:
+def migrate(ledger: Ledger, schema: Path = SCHEMA) -> list[int]:
     """Apply the files the ledger has not seen, in order.
 
     Returns: the versions applied.
@@ -56,7 +56,7 @@ def migrate(ledger: ChdbLedger, schema: Path = SCHEMA) -> list[int]:
     return missing
 
 
-def server_version(ledger: ChdbLedger) -> tuple[int, int]:
+def server_version(ledger: Ledger) -> tuple[int, int]:
     """(major, minor) of the ClickHouse that answers."""
     text: str = ledger.query("SELECT version() AS version")["version"][0].as_py()
     major, minor = text.split(".")[:2]

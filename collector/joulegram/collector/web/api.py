@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from joulegram.collector import metrics, reports
 from joulegram.collector.errors import CollectorError
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.live import Live
 from joulegram.collector.standing import Standing
 from joulegram.collector.web import assets
@@ -48,7 +48,7 @@ def _now() -> datetime:
 
 def create_app(
     *,
-    ledger: ChdbLedger,
+    ledger: Ledger,
     rollup: reports.Refreshes,
     live: Live,
     standing: Standing,

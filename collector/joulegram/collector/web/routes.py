@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Response
 
 from joulegram.collector import reports, series
 from joulegram.collector.grid.feeds import FeedState
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.live import Live
 from joulegram.collector.metrics import running_version
 from joulegram.collector.standing import Standing
@@ -39,7 +39,7 @@ class KnowsFeeds(Protocol):
 class Api:
     """The routes and what they draw on."""
 
-    ledger: ChdbLedger
+    ledger: Ledger
     rollup: reports.Refreshes
     live: Live
     standing: Standing
