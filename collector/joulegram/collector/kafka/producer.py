@@ -1,0 +1,175 @@
+"""Records to the brokers: idempotent, acknowledged by every replica in sync, bounded.
+
+The client library buffers without a bound and, once a record was given up, may refuse all later
+ones. So the bound is here, and after a failure the client is made anew.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from joulegram.collector.errors import BadSetting
+from joulegram.collector.kafka import counters
+from joulegram.collector.kafka.client import connection
+from joulegram.collector.kafka.config import RECORD_MOST_BYTES, KafkaConfig
+from joulegram.collector.kafka.topics import check_topics
+from joulegram.collector.stages import Busy
+
+log = logging.getLogger(__name__)
+
+RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+OVERHEAD_BYTES = 64 * 2**10  # headers of a dead letter, and what a batch adds
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What goes to one partition of one topic."""
+
+    topic: str
+    partition: int
+    value: bytes
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+class Producer:
+    """Sends records, or says Busy. Used from one event loop.
+
+    Args:
+        prepare: what must hold before the first record goes, after each new connection;
+            blocking. The topics are checked by default.
+    """
+
+    def __init__(
+        self, config: KafkaConfig, prepare: Callable[[KafkaConfig], None] = check_topics
+    ) -> None:
+        self._config = config
+        self._prepare = prepare
+        self._client: Any = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._buffered = 0
+        self._closed = False
+        counters.BUFFER_LIMIT.set(config.buffer_max_bytes)
+        counters.CONNECTED.set(0)
+
+    def start(self) -> None:
+        """Begin to connect; until that has succeeded `put` says Busy."""
+        if self._connecting is None and self._client is None and not self._closed:
+            self._connecting = asyncio.create_task(self._connect())
+
+    @property
+    def ready(self) -> bool:
+        """Whether the brokers were reached and nothing failed since."""
+        return self._client is not None
+
+    def has_room(self, size: int) -> bool:
+        """Whether that many bytes more are within the bound; into an empty buffer any go."""
+        return not self._buffered or self._buffered + size <= self._config.buffer_max_bytes
+
+    async def put(self, records: Sequence[Record]) -> None:
+        """Return once every replica in sync has them. Raises Busy: some may be there all the same.
+
+        A record that is offered again after that is there twice; readers tell frames apart by
+        their identity.
+        """
+        size = sum(len(record.value) for record in records)
+        if self._client is None or self._closed:
+            self.start()
+            raise Busy("the Kafka brokers do not answer")
+        if not self.has_room(size):
+            raise Busy(f"{self._buffered} bytes are on their way to the Kafka brokers")
+        self._buffered += size
+        counters.BUFFERED.inc(size)
+        client = self._client
+        try:
+            outcomes = await asyncio.gather(
+                *(self._put(client, record) for record in records), return_exceptions=True
+            )
+        finally:
+            self._buffered -= size
+            counters.BUFFERED.dec(size)
+        failed = [one for one in outcomes if isinstance(one, BaseException)]
+        counters.PRODUCED.inc(len(records) - len(failed))
+        counters.UNDELIVERED.inc(len(failed))
+        if failed:
+            self._drop(client, failed[0])
+            raise Busy(f"the Kafka brokers did not take {len(failed)} records: {failed[0]!r:.300}")
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Wait for what is on its way, then let the connections go."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        client, self._client = self._client, None
+        if client is not None:
+            await asyncio.to_thread(client.close, timeout_s)
+
+    async def _put(self, client: Any, record: Record) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def settle(failure: BaseException | None) -> None:
+            if done.done():
+                return
+            if failure is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
+
+        sent = client.send(
+            record.topic,
+            record.value,
+            partition=record.partition,
+            headers=list(record.headers),
+        )
+        # From the client's own thread.
+        sent.add_callback(lambda _: loop.call_soon_threadsafe(settle, None))
+        sent.add_errback(lambda failure: loop.call_soon_threadsafe(settle, failure))
+        await done
+
+    def _drop(self, client: Any, failure: BaseException) -> None:
+        """Use a client no more that has given a record up."""
+        if client is self._client:
+            log.warning("Kafka did not take a record, connecting anew: %r", failure)
+            self._client = None
+            counters.CONNECTED.set(0)
+            asyncio.get_running_loop().run_in_executor(None, client.close, 0)
+            self.start()
+
+    async def _connect(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                self._client = await asyncio.to_thread(self._made)
+                counters.CONNECTED.set(1)
+                self._connecting = None
+                return
+            except (KafkaError, OSError, BadSetting) as failed:
+                if attempt in (0, len(RETRY_S)) or attempt % 60 == 0:
+                    log.warning("no Kafka yet, trying again: %s: %s", type(failed).__name__, failed)
+            await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+            attempt += 1
+
+    def _made(self) -> Any:
+        self._prepare(self._config)
+        timeout_ms = round(self._config.delivery_timeout_s * 1000)
+        client = KafkaProducer(
+            **connection(self._config),
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0,
+            max_block_ms=200,
+            batch_size=self._config.record_max_bytes,
+            max_request_size=RECORD_MOST_BYTES + OVERHEAD_BYTES,
+            delivery_timeout_ms=timeout_ms,
+            request_timeout_ms=max(1_000, timeout_ms // 2),
+            allow_auto_create_topics=False,
+        )
+        for topic in (self._config.topic, self._config.dead_letter_topic):
+            # What it does not know it would look for while the event loop waits.
+            client.partitions_for(topic)
+        return client

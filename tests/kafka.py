@@ -1,0 +1,174 @@
+"""A real Apache Kafka broker (KRaft) for the tests, with topics of their own.
+
+Its jars come from Maven Central, once, into a folder that later runs share. The broker may be
+killed, paused and started again over the same log.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Program, free_port, need, running, wait_until
+
+VERSION = "4.4.0"
+POM = Path(__file__).with_name("kafka") / "pom.xml"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "joulegram"
+
+
+def jars() -> Path:
+    """The folder with the broker's jars, fetched where they are missing; else skip or fail."""
+    folder = CACHE / f"kafka-{VERSION}"
+    if folder.is_dir():
+        return folder
+    mvn = need("mvn")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.is_dir():
+            return folder
+        draft = CACHE / f"kafka-{VERSION}.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        argv = [
+            mvn, "-q", "-B", "-f", str(POM), "dependency:copy-dependencies",
+            f"-DoutputDirectory={draft}", "-DincludeScope=runtime",
+        ]  # fmt: skip
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=280, check=False)
+        if done.returncode:
+            reason = f"no Kafka: Maven could not fetch its jars: {done.stdout[-500:]}"
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        draft.rename(folder)
+    return folder
+
+
+@dataclass
+class Broker:
+    """One broker with its log in `folder`."""
+
+    folder: Path
+    libs: Path
+    port: int = field(default_factory=free_port)
+    controller_port: int = field(default_factory=free_port)
+    program: Program | None = None
+    _ended: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, timeout_s: float = 60.0) -> None:
+        """Return once it answers."""
+        self._format()
+        self._ended = contextlib.ExitStack()
+        argv = self._java("-Xmx512m", "kafka.Kafka", str(self._properties()))
+        self.program = self._ended.enter_context(running(argv, self.folder, name="broker"))
+        program = self.program
+
+        def ready() -> bool:
+            assert program.process.poll() is None, f"ended early:\n{program.said()[-3000:]}"
+            from kafka import KafkaAdminClient
+            from kafka.errors import KafkaError
+
+            try:
+                KafkaAdminClient(bootstrap_servers=self.address, bootstrap_timeout_ms=2_000).close()
+            except KafkaError:
+                return False
+            return True
+
+        wait_until(ready, "the Kafka broker", timeout_s)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it by its pid; SIGKILL gives it no time to say goodbye."""
+        if self.program is not None:
+            self.program.stop(how, timeout_s=30.0)
+        self._ended.close()
+        self.program = None
+
+    def restart(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """End it and start it again over the same log."""
+        self.stop(how)
+        self.start()
+
+    def pause(self) -> None:
+        """It keeps its connections and answers nobody (SIGSTOP)."""
+        assert self.program is not None
+        self.program.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.program is not None
+        self.program.process.send_signal(signal.SIGCONT)
+
+    def names(self) -> "Names":
+        """Names that no other test uses."""
+        unique = uuid.uuid4().hex[:8]
+        return Names(f"frames-{unique}", f"dead-{unique}", f"writers-{unique}")
+
+    def _java(self, *arguments: str) -> list[str]:
+        return [need("java"), "-cp", f"{self.libs}/*", *arguments]
+
+    def _format(self) -> None:
+        if (self.folder / "log" / "meta.properties").exists():
+            return
+        tool = self._java("-Xmx256m", "kafka.tools.StorageTool", "format", "-t")
+        # 22 characters of base64: what StorageTool random-uuid would say.
+        cluster = "am91bGVncmFtLXRlc3RzIQ"
+        argv = [*tool, cluster, "-c", str(self._properties())]
+        subprocess.run(argv, check=True, capture_output=True, timeout=60)
+
+    def _properties(self) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "server.properties"
+        listeners = f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{self.controller_port}"
+        said = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{self.controller_port}",
+            "listeners": listeners,
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "log.dirs": self.folder / "log",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "2",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "1000",
+            # After a kill -9 it waits for its former self to be forgotten.
+            "broker.session.timeout.ms": "2000",
+            "broker.heartbeat.interval.ms": "500",
+            "auto.create.topics.enable": "false",
+        }
+        path.write_text("".join(f"{key}={value}\n" for key, value in said.items()))
+        return path
+
+
+@dataclass(frozen=True)
+class Names:
+    """Topics and group of one test."""
+
+    topic: str
+    dead_letters: str
+    group: str
+
+
+@contextlib.contextmanager
+def kafka_broker(folder: Path) -> Iterator[Broker]:
+    """A broker of one's own, for a test that ends it."""
+    broker = Broker(folder, jars())
+    try:
+        broker.start()
+        yield broker
+    finally:
+        if broker.program is not None and broker.program.process.poll() is None:
+            broker.resume()  # a paused program hears no SIGTERM
+        broker.stop()
