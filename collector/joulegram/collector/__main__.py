@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import gc
 import ipaddress
 import logging
@@ -22,11 +21,13 @@ from prometheus_client import CollectorRegistry
 from joulegram.collector import counters, retention, sites
 from joulegram.collector import live as live_state
 from joulegram.collector.config import CollectorConfig, GridConfig, TeamsConfig
-from joulegram.collector.errors import BadSetting, LedgerUnusable
+from joulegram.collector.errors import BadSetting, LedgerFailed
 from joulegram.collector.grid.feeds import Feeds
 from joulegram.collector.intake import SERVER_OPTIONS, STREAMS_MAX, Intake, add_intake
-from joulegram.collector.ledger.chdb import ChdbLedger
-from joulegram.collector.ledger.migrate import migrate
+from joulegram.collector.ledger.config import ClickhouseConfig
+from joulegram.collector.ledger.ledger import Ledger
+from joulegram.collector.ledger.migrate import migrate, plan
+from joulegram.collector.ledger.open import open_ledger
 from joulegram.collector.metrics import CollectorMetrics
 from joulegram.collector.nodes import check_retired, record_retired
 from joulegram.collector.retry import Retry
@@ -41,13 +42,24 @@ from joulegram.collector.writer import Writer
 log = logging.getLogger(__name__)
 
 HELP = "receives from agents, keeps the ledger, asks the grid, serves page, API and /metrics"
-TABLES = {"collector": CollectorConfig, "grid": GridConfig, "teams": TeamsConfig}
+TABLES = {
+    "collector": CollectorConfig,
+    "grid": GridConfig,
+    "teams": TeamsConfig,
+    "clickhouse": ClickhouseConfig,
+}
 
+SERVERS_EVERY_S = 2.0
 STREAMS_END_S = 2.0
 LEDGER_END_S = 1.0
 
 
-def run(collector: CollectorConfig, grid: GridConfig, teams: TeamsConfig) -> int:
+def run(
+    collector: CollectorConfig,
+    grid: GridConfig,
+    teams: TeamsConfig,
+    clickhouse: ClickhouseConfig,
+) -> int:
     """Serve until SIGTERM or SIGINT; the exit status.
 
     Raises: CollectorError for a setting that cannot hold, a ledger in use, a port taken.
@@ -64,21 +76,15 @@ def run(collector: CollectorConfig, grid: GridConfig, teams: TeamsConfig) -> int
     for key, address in (("listen", agents), ("http", web)):
         with address.bound(key):
             pass
+    ledger = _opened(data, clickhouse)
     try:
-        data.mkdir(parents=True, exist_ok=True)
-        # Importing chDB reads a config.xml of the current directory.
-        os.chdir(data)
-        if not os.access(data, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as denied:
-        raise LedgerUnusable(
-            f"cannot keep a ledger in {data}: {denied.strerror}. Make it a directory that this "
-            "user may write, or name another with --data DIR."
-        ) from denied
-    ledger = ChdbLedger(data)
-    try:
+        if ledger.exclusive:
+            migrate(ledger)
+        else:
+            plan(ledger, cluster=clickhouse.cluster).check_current()
+        where = f"on {', '.join(clickhouse.hosts)}" if clickhouse.hosts else str(data)
         with web.bound("http") as web_socket:
-            asyncio.run(_serve(ledger, data, agents, web_socket, collector, grid, teams))
+            asyncio.run(_serve(ledger, where, agents, web_socket, collector, grid, teams))
     finally:
         if not ledger.close(LEDGER_END_S):
             # A query still runs, and nobody waits for it any more. Nothing is lost by this.
@@ -87,16 +93,29 @@ def run(collector: CollectorConfig, grid: GridConfig, teams: TeamsConfig) -> int
     return 0
 
 
+def _opened(data: Path, clickhouse: ClickhouseConfig) -> Ledger:
+    """The ledger; servers that do not answer are waited for, and agents keep their frames."""
+    waiting = False
+    while True:
+        try:
+            return open_ledger(data, clickhouse)
+        except LedgerFailed as failed:
+            if not waiting:
+                sys.stderr.write(f"joulegram collector: waiting for its ledger: {failed}\n")
+                sys.stderr.flush()
+            waiting = True
+        time.sleep(SERVERS_EVERY_S)
+
+
 async def _serve(
-    ledger: ChdbLedger,
-    data: Path,
+    ledger: Ledger,
+    where: str,
     agents: "Address",
     web_socket: socket.socket,
     collector: CollectorConfig,
     grid: GridConfig,
     team_rules: TeamsConfig,
 ) -> None:
-    migrate(ledger)
     now_ms = time.time_ns() // 1_000_000
     sites.record_site(ledger, sites.site_of(grid), now_ms)
     record_rules(ledger, team_rules.rules, now_ms)
@@ -137,7 +156,7 @@ async def _serve(
     gc.set_threshold(50_000, 20, 50)
     await grpc_server.start()
     sys.stderr.write(
-        f"joulegram collector: ledger {data}, agents on {agents.shown(port)}, "
+        f"joulegram collector: ledger {where}, agents on {agents.shown(port)}, "
         f"page http://{_shown(web_socket)}\n"
     )
     sys.stderr.flush()
