@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,124 @@ def test_acknowledged_frames_stay_a_day(tmp_path: Path) -> None:
     spool.append(made_frame(3))
     assert spool.stats().acked == 0
     spool.close()
+
+
+def test_a_frame_that_waited_too_long_is_dropped_and_counted(tmp_path: Path) -> None:
+    """Not its window's age: a clock that was a year behind metered real joules."""
+    now = [1_000_000]
+    spool = Spool.open(tmp_path, "n1", now_ms=lambda: now[0], max_age_ms=1000)
+    for seq in range(1, 5):
+        spool.append(made_frame(seq))
+    spool.offer(1, recent=False)
+    now[0] += 1000
+    spool.append(made_frame(5))
+    assert spool.pending() == 5
+    now[0] += 1
+    spool.append(made_frame(6))
+    assert [one.seq for one in give_all(spool)] == [3, 4, 5, 6]  # two at once, no more
+    gone = sum(energy_uj(made_frame(seq)) for seq in (1, 2))
+    assert spool.stats().dropped_uj == {"age": gone}
+    spool.append(made_frame(7))
+    assert [one.seq for one in give_all(spool)] == [5, 6, 7]
+    spool.close()
+
+
+def test_a_clock_that_leaps_for_a_moment_costs_a_few_frames_at_most(tmp_path: Path) -> None:
+    now = [1_000_000]
+    spool = Spool.open(tmp_path, "n1", now_ms=lambda: now[0])
+    for seq in range(1, 101):
+        spool.append(made_frame(seq))
+    bodies = [serialised(made_frame(seq)) for seq in range(1, 101)]
+    now[0] += 366 * 24 * 3600 * 1000
+    for seq in range(101, 104):
+        spool.append(made_frame(seq))
+    now[0] -= 366 * 24 * 3600 * 1000
+    spool.append(made_frame(104))
+    left = give_all(spool)
+    assert [one.seq for one in left] == list(range(7, 105))
+    assert [one.body for one in left][:94] == bodies[6:]  # windows as they were
+    spool.close()
+
+
+# -- a disk that takes nothing ---------------------------------------------------------------------
+
+
+def test_what_memory_lost_is_written_down_once_the_disk_takes_it(tmp_path: Path) -> None:
+    spool = Spool.open(tmp_path, "n1")
+    spool.count_lost(made_frame(1), "disk")
+    lost = {"disk": energy_uj(made_frame(1))}
+    assert spool.stats().dropped_uj == lost
+    spool.append(made_frame(2))
+    assert spool.stats().dropped_uj == lost
+    spool.close()
+    spool = Spool.open(tmp_path, "n1")
+    assert spool.stats().dropped_uj == lost
+    spool.close()
+
+
+def test_a_read_only_disk_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What was kept stays, what is lost can be read all the while."""
+    with mounted(tmp_path / "disk", "size=20m") as disk:
+        filled(disk / "state", 3)
+        remount(disk, "ro")
+        spool = Spool.open(disk / "state", "n1")
+        assert "Read-only file system" in caplog.text
+        with pytest.raises(SpoolFailed, match="Check that the disk"):
+            spool.append(made_frame(4))
+        spool.count_lost(made_frame(4), "disk")
+        stats = spool.stats()
+        assert (stats.usable, stats.dropped_uj) == (False, {"disk": energy_uj(made_frame(4))})
+        remount(disk, "rw")
+        spool.append(made_frame(5))
+        assert (spool.stats().usable, spool.stats().pending) == (True, 4)
+        assert [one.seq for one in give_all(spool)] == [1, 2, 3, 5]
+        spool.close()
+
+
+def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=6m") as disk:
+        bodies = filled(disk / "state", 5)
+        ballast = disk / "ballast"
+        fill(ballast)
+        spool = Spool.open(disk / "state", "n1")  # full from the start
+        kept, seq = len(bodies), 5
+        with pytest.raises(SpoolFailed):
+            while seq < 1000:
+                spool.append(made_frame(seq + 1, processes=300))
+                seq, kept = seq + 1, kept + 1
+        assert not spool.stats().dropped_uj
+        ballast.unlink()
+        spool.append(made_frame(seq + 1, processes=300))
+        found = give_all(spool)
+        assert len(found) == kept + 1
+        assert [one.body for one in found][:5] == bodies
+        assert spool.stats().salvages == 0
+        spool.close()
+
+
+@contextlib.contextmanager
+def mounted(at: Path, options: str) -> Iterator[Path]:
+    """A small disk of its own; skips where this user may not mount."""
+    at.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", at], capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {made.stderr.strip()}")
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "--lazy", at], check=True)
+
+
+def remount(at: Path, mode: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{mode}", at], check=True)
+
+
+def fill(file: Path) -> None:
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as ballast:
+        while ballast.write(bytes(4096)):
+            pass
 
 
 # -- at the bound ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from joulegram.agent.textfile import printable
 
 SLOT_MS = 300_000
 NODE_MAX = 255
+MAX_DAYS = 3650
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,32 @@ class AgentConfig:
     spool_max_mb: float = field(
         default=1024.0, metadata={"help": "what the spool may hold on disk"}
     )
+    spool_max_days: float = field(
+        default=30.0,
+        metadata={
+            "help": "frames that could not be sent for so long are dropped; must be below the "
+            "collector's raw_days (90), which refuses older ones"
+        },
+    )
+    spool_keep_hours: float = field(
+        default=24.0,
+        metadata={"help": "how long sent frames stay for `joulegram resend` while there is room"},
+    )
 
     def __post_init__(self) -> None:
         """Raises: BadSetting for a value that cannot hold."""
         check_node(self.node)
         timing_ms(self.tick_s, self.window_s)
+        if not 1.0 <= self.spool_max_days <= MAX_DAYS:
+            raise BadSetting(
+                f"--spool-max-days {self.spool_max_days:g}: 1 to {MAX_DAYS} days, and fewer than "
+                "`raw_days` under [collector], which refuses older frames. 30 is the default."
+            )
+        if not 0.0 <= self.spool_keep_hours <= 24 * MAX_DAYS:
+            raise BadSetting(
+                f"--spool-keep-hours {self.spool_keep_hours:g}: 0 to {24 * MAX_DAYS} hours; give "
+                "as many as may pass between two backups of the ledger. 24 is the default."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +109,19 @@ class AgentOptions:
         default=False, metadata={"help": "print frames as JSON lines; send and store nothing"}
     )
     frames: int = field(default=0, metadata={"help": "end after this many frames; 0: go on"})
+
+
+@dataclass(frozen=True, slots=True)
+class ResendOptions:
+    """Flags of `joulegram resend`."""
+
+    since: str = field(
+        default="",
+        metadata={
+            "help": "the time of the backup that was restored (2026-03-01T14:00Z), or a duration "
+            "before now (6h); frames acknowledged since then go again"
+        },
+    )
 
 
 def check_node(node: str) -> None:

@@ -1,4 +1,4 @@
-"""Frames on disk until the collector has them, and a day longer.
+"""Frames on disk until the collector has them, and a day longer (for `joulegram resend`).
 
 A frame is durable once `append` returned: it survives a kill of this process and a loss of
 power (SQLite, WAL, synchronous=FULL: one fsync a commit, three commits a window). Positions
@@ -12,7 +12,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -21,6 +21,7 @@ from joulegram.agent.fold import fold
 from joulegram.agent.rarely import Rarely
 from joulegram.agent.spool_home import (
     ACKED,
+    AGAIN,
     FOLDED,
     NEW,
     OFFERED,
@@ -29,6 +30,7 @@ from joulegram.agent.spool_home import (
     Home,
     energy_uj,
     is_damage,
+    is_passing,
     signed,
 )
 from joulegram.v1.telemetry_pb2 import Frame
@@ -37,7 +39,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MIN_BYTES = 1_000_000
-KEEP_ACKED_MS = 24 * 3600 * 1000
+HOUR_MS = 3_600_000
+KEEP_ACKED_MS = 24 * HOUR_MS
+MAX_AGE_MS = 30 * 24 * HOUR_MS
+# Of frames too old, so many go with each new one: a clock that leaps for a minute costs little.
+TOO_OLD_AT_ONCE = 2
 RECENT = 3  # the newest frames, which a back-fill must not hold up
 # gRPC refuses a message above 4 MiB by default, and with it the whole stream.
 LARGE_FRAME_BYTES = 3 << 20
@@ -58,13 +64,15 @@ class Spooled:
 class SpoolStats:
     """What the spool holds and what it has lost. Counts of lost joules survive restarts."""
 
-    pending: int  # frames not acknowledged
+    usable: bool  # False: the disk does not take part; counts are those of the last time it did
+    pending: int  # frames to be sent
     acked: int
     refused: int
     used_bytes: int
     limit_bytes: int
     oldest_pending_ms: int | None  # start of the oldest window not acknowledged
-    dropped_uj: Mapping[str, int]  # by reason: full, refused (and then dropped), disk, damaged
+    # By reason: full, age, refused (and then dropped), resend (acknowledged once), disk, damaged
+    dropped_uj: Mapping[str, int]
     folded: int  # frames folded for want of room, since this process started
     salvages: int  # damaged databases met, since this process started
     unreadable: int  # frames a salvage could not bring back, since this process started
@@ -76,17 +84,29 @@ class Spool:
     Any thread may call any method; each call is one short transaction.
     """
 
-    def __init__(self, home: Home, max_bytes: int, now_ms: Callable[[], int]) -> None:
-        self._home = home
+    def __init__(
+        self,
+        home: Callable[[], Home],
+        *,
+        max_bytes: int,
+        keep_acked_ms: int,
+        max_age_ms: int,
+        now_ms: Callable[[], int],
+    ) -> None:
+        """`Spool.open` is the way to one."""
+        self._make_home = home
         self._max_bytes = max_bytes
+        self._keep_acked_ms = keep_acked_ms
+        self._max_age_ms = max_age_ms
         self._now_ms = now_ms
         self._one_at_a_time = threading.Lock()
         self._folded = 0
-        self._lost: Counter[str] = Counter()  # what the database could not be told
+        self._lost: Counter[str] = Counter()  # what the database could not be told yet
         self._rarely = Rarely(log)
         self._closed = False
-        self._db = home.open()
-        self._shrink()
+        self._home: Home | None = None
+        self._db: sqlite3.Connection | None = None
+        self._last = SpoolStats(False, 0, 0, 0, 0, max_bytes, None, {}, 0, 0, 0)
 
     @classmethod
     def open(
@@ -96,12 +116,19 @@ class Spool:
         machine_id: str = "",
         max_bytes: int = 1 << 30,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        keep_acked_ms: int = KEEP_ACKED_MS,
+        max_age_ms: int = MAX_AGE_MS,
     ) -> Self:
         """The spool of `node` in `state`; made where there is none.
+
+        On a disk that is full or read-only it begins without one: every call raises SpoolFailed,
+        and tries again, until the disk is well.
 
         Args:
             machine_id: contents of /etc/machine-id; empty where the machine has none.
             max_bytes: what the database may hold; its write-ahead log adds a few MB.
+            keep_acked_ms: how long acknowledged frames stay.
+            max_age_ms: a frame that waited longer for its acknowledgement is dropped.
         Raises: SpoolInUse when another agent holds `state`; SpoolFailed when it cannot be used.
         """
         if max_bytes < MIN_BYTES:
@@ -109,24 +136,41 @@ class Spool:
                 f"spool_max_mb = {max_bytes / 1e6:g} is too small to hold frames: give it at "
                 f"least {MIN_BYTES / 1e6:g} (1024 is the default)."
             )
+        spool = cls(
+            lambda: Home(state, node, machine_id, now_ms),
+            max_bytes=max_bytes,
+            keep_acked_ms=keep_acked_ms,
+            max_age_ms=max_age_ms,
+            now_ms=now_ms,
+        )
         try:
-            home = Home(state, node, machine_id, now_ms)
-            try:
-                return cls(home, max_bytes, now_ms)
-            except BaseException:
-                home.release()
-                raise
+            spool._reach()
         except (OSError, sqlite3.Error) as exc:
+            if is_passing(exc, state):
+                log.warning(
+                    "no spool in %s for now: %s. Frames wait in memory, a bounded number of them; "
+                    "make room on the disk, or make it writable.",
+                    state,
+                    exc,
+                )
+                return spool
+            spool.close()
             raise SpoolFailed(
                 f"cannot keep a spool in {state}: {exc}. Make it a writable directory on a disk "
                 "with room, or name another with --state DIR."
             ) from exc
+        except BaseException:
+            spool.close()
+            raise
+        return spool
 
     def close(self) -> None:
         with self._one_at_a_time:
             self._closed = True
-            self._db.close()
-            self._home.release()
+            if self._db is not None:
+                self._db.close()
+            if self._home is not None:
+                self._home.release()
 
     # -- frames in -----------------------------------------------------------------------------
 
@@ -135,7 +179,7 @@ class Spool:
 
         At the bound acknowledged frames go first, then frames never offered are folded, then
         this one is; then refused frames go, and at last the oldest never offered, its joules
-        counted as dropped.
+        counted as dropped. Frames older than the age limit go whether there is room or not.
 
         Raises: SpoolFailed when the disk does not take it; nothing was kept.
         """
@@ -143,7 +187,17 @@ class Spool:
             stamped, frame = frame, Frame()
             frame.CopyFrom(stamped)
             frame.ClearField("sent_at_ms")
-        return self._commit(lambda db: self._append(db, frame))
+        with self._one_at_a_time:
+            lost = +self._lost
+
+            def work(db: sqlite3.Connection) -> bool:
+                for reason, uj in lost.items():
+                    _count_dropped(db, reason, uj)
+                return self._append(db, frame)
+
+            kept = self._committed(work)
+            self._lost -= lost
+            return kept
 
     def count_lost(self, frame: Frame, reason: str) -> None:
         """Count the joules of a frame that could not even be appended."""
@@ -205,17 +259,25 @@ class Spool:
         return self._commit(work)
 
     def stats(self) -> SpoolStats:
-        return self._commit(self._stats)
+        """What it holds; while the disk fails, what it held. Raises: SpoolFailed once closed."""
+        try:
+            self._last = self._commit(self._stats)
+        except SpoolFailed:
+            if self._closed:
+                raise
+            self._last = replace(self._last, usable=False)
+        return replace(self._last, dropped_uj=Counter(self._last.dropped_uj) + self._lost)
 
     # -- the transactions ----------------------------------------------------------------------
 
     def _append(self, db: sqlite3.Connection, frame: Frame) -> bool:
-        _forget_acked(db, self._now_ms() - KEEP_ACKED_MS)
+        _forget_acked(db, self._now_ms() - self._keep_acked_ms)
+        self._drop_too_old(db, self._now_ms() - self._max_age_ms)
         state, body = NEW, _serialised(frame)
         if len(body) > LARGE_FRAME_BYTES:
             state, body = FOLDED, _serialised(fold(frame))
         while not self._room(db, len(body)):
-            if _delete_oldest(db, ACKED) is not None or self._fold_oldest(db):
+            if self._give_way(db):
                 continue
             if state == NEW:
                 state, body = FOLDED, _serialised(fold(frame))
@@ -241,6 +303,34 @@ class Spool:
                 "64 fresh random bits, and seq must grow"
             ) from exc
         return True
+
+    def _drop_too_old(self, db: sqlite3.Connection, before_ms: int) -> None:
+        rows = db.execute(
+            "SELECT position, energy_uj, changed_at_ms FROM frames WHERE state < 3"
+            " ORDER BY position LIMIT ?",
+            (TOO_OLD_AT_ONCE,),
+        ).fetchall()
+        for position, uj, since_ms in rows:
+            if since_ms < before_ms:
+                db.execute("DELETE FROM frames WHERE position = ?", (position,))
+                _count_dropped(db, "age", uj)
+                self._rarely.warn(
+                    "age",
+                    "dropped a frame of %.1f J that waited for more than %g days "
+                    "(spool_max_days): no collector would take it. Bring the collector back.",
+                    uj / 1e6,
+                    self._max_age_ms / (24 * HOUR_MS),
+                )
+
+    def _give_way(self, db: sqlite3.Connection) -> bool:
+        """Free a little room, not yet at the price of joules that were never delivered."""
+        if _delete_oldest(db, ACKED) is not None:
+            return True
+        if (uj := _delete_oldest(db, AGAIN)) is not None:
+            _count_dropped(db, "resend", uj)
+            self._rarely.warn("resend", "the spool is full: a frame asked for again went unsent")
+            return True
+        return self._fold_oldest(db)
 
     def _room(self, db: sqlite3.Connection, size: int) -> bool:
         used = _int(db, "PRAGMA page_count") - _int(db, "PRAGMA freelist_count")
@@ -321,63 +411,76 @@ class Spool:
         ).fetchone()
         pages = _int(db, "PRAGMA page_count") - _int(db, "PRAGMA freelist_count")
         return SpoolStats(
-            pending=sum(held.get(state, 0) for state in (NEW, FOLDED, OFFERED)),
+            usable=True,
+            pending=sum(held.get(state, 0) for state in (AGAIN, NEW, FOLDED, OFFERED)),
             acked=held.get(ACKED, 0),
             refused=held.get(REFUSED, 0),
             used_bytes=pages * PAGE_BYTES,
             limit_bytes=self._max_bytes,
             oldest_pending_ms=oldest[0] if oldest else None,
-            dropped_uj=dropped + self._lost,
+            dropped_uj=dropped,
             folded=self._folded,
-            salvages=self._home.salvages,
-            unreadable=self._home.unreadable,
+            salvages=self._home.salvages if self._home else 0,
+            unreadable=self._home.unreadable if self._home else 0,
         )
 
     def _commit(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run one transaction; durable on return. A database found damaged is rebuilt first."""
         with self._one_at_a_time:
-            if self._closed:
-                raise SpoolFailed("the spool is closed; the agent is stopping")
-            try:
-                try:
-                    return self._transaction(work)
-                except sqlite3.Error as exc:
-                    if not is_damage(exc):
-                        raise
-                    self._db = self._home.rebuild(exc, self._db)
-                    return self._transaction(work)
-            except (OSError, sqlite3.Error) as exc:
-                raise SpoolFailed(
-                    f"the spool cannot be used: {exc}. Check that the disk of the state directory "
-                    "has room and is writable; the agent goes on and tries again."
-                ) from exc
+            return self._committed(work)
 
-    def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        self._db.execute("BEGIN IMMEDIATE")
+    def _committed(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._closed:
+            raise SpoolFailed("the spool is closed; the agent is stopping")
         try:
-            result = work(self._db)
-            self._db.execute("COMMIT")
-            return result
-        finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            home, db = self._reach()
+            try:
+                return _transaction(db, work)
+            except sqlite3.Error as exc:
+                if not is_damage(exc):
+                    raise
+                self._db = home.rebuild(exc, db)
+                return _transaction(self._db, work)
+        except (OSError, sqlite3.Error) as exc:
+            raise SpoolFailed(
+                f"the spool cannot be used: {exc}. Check that the disk of the state directory "
+                "has room and is writable; the agent goes on and tries again."
+            ) from exc
 
-    def _shrink(self) -> None:
+    def _reach(self) -> tuple[Home, sqlite3.Connection]:
+        """The database, opened if it is not yet. Raises: SpoolFailed, OSError, sqlite3.Error."""
+        if self._home is None:
+            self._home = self._make_home()
+        if self._db is None:
+            self._db = self._home.open()
+            self._shrink(self._db)
+        return self._home, self._db
+
+    def _shrink(self, db: sqlite3.Connection) -> None:
         """Give the disk back what is above a bound that was lowered since."""
-        if _int(self._db, "PRAGMA page_count") * PAGE_BYTES <= self._max_bytes:
+        if _int(db, "PRAGMA page_count") * PAGE_BYTES <= self._max_bytes:
             return
 
         def work(db: sqlite3.Connection) -> None:
-            while not self._room(db, 0) and (
-                _delete_oldest(db, ACKED) is not None or self._fold_oldest(db)
-            ):
+            while not self._room(db, 0) and self._give_way(db):
                 pass
 
-        self._commit(work)
         try:
-            self._db.execute("VACUUM")
+            _transaction(db, work)
+            db.execute("VACUUM")
         except sqlite3.Error as exc:  # it needs room for a copy
             log.warning("the spool's file could not be made smaller: %s", exc)
+
+
+def _transaction(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        result = work(db)
+        db.execute("COMMIT")
+        return result
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
 
 
 def _forget_acked(db: sqlite3.Connection, before_ms: int) -> None:

@@ -7,6 +7,8 @@
 <state>/spool.corrupt-* a damaged one, after its readable frames were carried over
 """
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -23,9 +25,9 @@ from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
 
-# States of a frame. Below ACKED the collector has not acknowledged it; from OFFERED on its
-# bytes never change.
-NEW, FOLDED, OFFERED, ACKED, REFUSED = range(5)
+# States of a frame. Below ACKED it is to be sent; from OFFERED on its bytes never change. AGAIN was
+# acknowledged once and is asked for again: its bytes do not change either.
+AGAIN, NEW, FOLDED, OFFERED, ACKED, REFUSED = range(-1, 5)
 
 PAGE_BYTES = 4096
 KEEP_ASIDE = 3  # spools set aside; older ones are deleted
@@ -194,7 +196,7 @@ class Home:
             frame.node == self._node
             and (signed(frame.epoch), frame.seq) == (row["epoch"], row["seq"])
             and row["energy_uj"] == energy_uj(frame)
-            and row["state"] in range(5)
+            and row["state"] in range(AGAIN, REFUSED + 1)
             and all(isinstance(row[key], int) for key in ("window_start_ms", "changed_at_ms"))
             and all(isinstance(row[key], str) for key in ("reason", "detail"))
         )
@@ -248,6 +250,17 @@ def is_damage(exc: sqlite3.Error) -> bool:
     )
 
 
+def is_passing(exc: Exception, state: Path) -> bool:
+    """Whether an error is a disk's bad moment (full, read-only, failing), not a wrong setting."""
+    if isinstance(exc, OSError):
+        return exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):  # or may this user not write?
+        with contextlib.suppress(OSError):
+            return bool(os.statvfs(state).f_flag & os.ST_RDONLY)
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
 def _dropped(damaged: sqlite3.Connection | None) -> list[tuple[str, int]]:
     """The counts of lost joules, where they can still be read."""
     if damaged is None:
@@ -291,6 +304,7 @@ def _lock(state: Path) -> int:
             f"the state directory {state} is in use by the agent with process id {holder}. Stop "
             "that agent, or give this one a directory of its own with --state DIR."
         ) from exc
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without our name in it
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor

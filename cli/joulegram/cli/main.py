@@ -24,6 +24,7 @@ Operators
   joulegram check      which sensors work here, which do not, why, and what to do
   joulegram agent      meters this node, sends to a collector
   joulegram collector  receives, keeps the ledger, asks the grid, serves page, API and /metrics
+  joulegram resend     sent frames go to the collector again, after its ledger was restored
   joulegram config     every setting in force, and where it comes from
 
   joulegram COMMAND --help    what a command takes
