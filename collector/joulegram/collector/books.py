@@ -37,6 +37,7 @@ class Question:
     idle_policy: str
     components: Sequence[int]
     rules: Sequence[Mapping[str, str]]
+    team: str | None = None  # count nothing but what this team answers for; None: everything
 
 
 @dataclass(slots=True)
@@ -97,7 +98,7 @@ class Books:
         self._hold(chunk)
         if self._ask.idle_policy != "separate":
             rows = _shared_out(self._ask.idle_policy, chunk, self._is_idle(chunk.workload))
-        slot_s, node, workload, uj = rows
+        slot_s, node, workload, uj = self._ours(rows)
         slot = np.searchsorted(self._rates.slots_s, slot_s)
         dropped = [c for c in range(len(COMPONENTS)) if c not in self._ask.components]
         uj = uj.copy()
@@ -105,6 +106,8 @@ class Books:
         whole = uj.sum(axis=1, dtype=np.uint64)
         np.add.at(self.slot_uj, slot, whole)
         self.total_uj += int(whole.sum())
+        if self._ask.team is not None:
+            self.metered_uj = self.total_uj
 
         quality = _row_quality(chunk, slot_s, node, uj)
         if self._ask.by == "component":
@@ -117,7 +120,7 @@ class Books:
 
     def rows(self) -> list[dict[str, Any]]:
         """The answer's rows, greatest first."""
-        if self._ask.by == "node":
+        if self._ask.by == "node" and self._ask.team is None:
             for node, span in enumerate(self._spans):  # a silent node has a row too
                 if span.length_ms > 0:
                     self._accounts[node].nodes.add(node)
@@ -143,14 +146,24 @@ class Books:
     def total(self) -> dict[str, Any]:
         """All rows together; the grams are summed by slot, so every `by` has the same."""
         every = np.arange(len(self.slot_uj))
+        worst, nodes = self._worst, set(range(len(self._spans)))
+        if self._ask.team is not None:  # how others' nodes fare is not its business
+            accounts = self._accounts.values()
+            worst = max((account.quality for account in accounts), default=0)
+            nodes = set().union(*(account.nodes for account in accounts))
         return {
             "energy_uj": self.total_uj,
             "g_co2e": _known(math.fsum(self._rates.grams(every, self.slot_uj))),
-            "coverage": ratio(
-                (c, s.length_ms) for c, s in zip(self._covered, self._spans, strict=True)
-            ),
-            "quality": QUALITIES[self._worst],
+            "coverage": ratio((self._covered[n], self._spans[n].length_ms) for n in sorted(nodes)),
+            "quality": QUALITIES[worst],
         }
+
+    @property
+    def node_count(self) -> int:
+        """How many nodes the answer speaks of."""
+        if self._ask.team is None:
+            return len(self._spans)
+        return len(set().union(*(account.nodes for account in self._accounts.values())))
 
     def _is_idle(self, workload: NDArray[np.uint64]) -> NDArray[np.bool_]:
         idle = [w for w, who in self._workloads.items() if who["kind"] == "idle"]
@@ -188,10 +201,28 @@ class Books:
         if self._ask.idle_policy != "separate":
             return
         for row in np.flatnonzero((chunk.holder != 0) & (chunk.uj[:, GPU] > 0)):
-            holder, period = int(chunk.holder[row]), self._period(chunk.slot_s[row : row + 1])
-            account = self._accounts[self._name(holder, int(chunk.node[row]), int(period[0]))]
+            holder = int(chunk.holder[row])
+            period = int(self._period(chunk.slot_s[row : row + 1])[0])
+            if self._ask.team not in (None, self._team(holder, period)):
+                continue
+            account = self._accounts[self._name(holder, int(chunk.node[row]), period)]
             account.held_idle_uj += int(chunk.uj[row, GPU])
             account.nodes.add(int(chunk.node[row]))
+
+    def _ours(self, rows: Held) -> Held:
+        """Those rows that the question is about."""
+        if self._ask.team is None:
+            return rows
+        slot_s, _, workload, _ = rows
+        pairs, which = np.unique(
+            np.stack([workload.astype(np.uint64), self._period(slot_s).astype(np.uint64)]),
+            axis=1,
+            return_inverse=True,
+        )
+        of_team = [self._team(int(w), int(period)) == self._ask.team for w, period in pairs.T]
+        kept = np.array(of_team, dtype=np.bool_)[which.reshape(-1)]
+        slot_s, node, workload, uj = rows
+        return slot_s[kept], node[kept], workload[kept], uj[kept]
 
     def _enter(
         self,

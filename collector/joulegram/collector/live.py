@@ -183,7 +183,7 @@ class Live:
             if entry.read is None:
                 entry.read = read_window(entry.frames, entry.received_at_ms, self.team_of)
             (silent if _is_silent(entry, at_ms) else current).append(entry.read)
-        return _together(at_ms, current, silent)
+        return together(at_ms, current, silent)
 
 
 def by_rules(rules: Sequence[Mapping[str, str]], now_ms: ClockMs = _wall_clock_ms) -> TeamOf:
@@ -366,7 +366,8 @@ def _bounded(workloads: Iterable[WorkloadPower]) -> list[WorkloadPower]:
     return [*kept, WorkloadPower("", REST, "", "", "", "smaller workloads", "", power_w)]
 
 
-def _together(at_ms: int, current: Sequence[NodePower], silent: Sequence[NodePower]) -> Now:
+def together(at_ms: int, current: Sequence[NodePower], silent: Sequence[NodePower]) -> Now:
+    """All nodes as one. Guests add nothing: their host has their watts."""
     power_w: dict[str, float] = {}
     quality_w: dict[str, float] = {}
     workloads: dict[tuple[str, str, str], WorkloadPower] = {}

@@ -47,6 +47,7 @@ def report(
     as_of: datetime | None = None,
     basis: str | None = None,
     components: Sequence[str] = COMPONENTS,
+    team: str | None = None,
     now: datetime | None = None,
 ) -> dict[str, Any]:
     """Answer `joulegram report`. Blocking: call it in a thread.
@@ -57,6 +58,7 @@ def report(
         as_of: answer as it was known then; None: now.
         basis: `lifecycle` or `direct`; None: the site's own.
         components: which of COMPONENTS to count.
+        team: count nothing but its own; `metered_uj` is then what its workloads drew.
         now: the clock; None: the real one.
     Returns: JSON-ready, {since, until, as_of, by, idle_policy, basis, components, pue,
         intensity: {quality: share}, rows: [{key, team, energy_uj, g_co2e, coverage, quality}],
@@ -84,7 +86,7 @@ def report(
     grid = rates(ledger, since_s, until_s, as_of_ms, basis)
     kept = [index for index, name in enumerate(COMPONENTS) if name in components]
     books = Books(
-        Question(by, idle_policy, kept, teams.rules(ledger, as_of_ms)),
+        Question(by, idle_policy, kept, teams.rules(ledger, as_of_ms), team),
         grid,
         energy.workload_details(ledger, source),
         _spans(ledger, source, as_of_ms),
@@ -110,7 +112,7 @@ def report(
         "rows": books.rows(),
         "total": books.total(),
         "metered_uj": books.metered_uj,
-        "nodes": len(books.nodes),
+        "nodes": books.node_count,
         "simulated": books.simulated,
     }
 

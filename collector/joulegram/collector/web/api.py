@@ -23,6 +23,7 @@ from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.live import Live
 from joulegram.collector.standing import Standing
 from joulegram.collector.web import assets
+from joulegram.collector.web.access import Access
 from joulegram.collector.web.questions import BadTime
 from joulegram.collector.web.routes import Api, KnowsFeeds
 from joulegram.collector.web.threads import Threads, TooBusy
@@ -54,6 +55,7 @@ def create_app(
     standing: Standing,
     feeds: KnowsFeeds,
     registry: CollectorRegistry,
+    access: Access | None = None,
     clock: Callable[[], datetime] = _now,
 ) -> FastAPI:
     """The application.
@@ -61,6 +63,7 @@ def create_app(
     Args:
         standing: refreshed as long as the application runs.
         registry: what /metrics shows; metrics.CollectorMetrics and others register there.
+        access: who may ask what; None: everybody, everything.
     """
     threads = Threads()
 
@@ -102,6 +105,12 @@ def create_app(
         if found is None:
             return _failure(404, f"no file {name}", "the page is at /")
         return assets.serve(request, found)
+
+    guard = access or Access()
+
+    @app.middleware("http")
+    async def guarded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Any:
+        return guard.refuses(request, _failure) or await answer(request)
 
     app.middleware("http")(_with_headers)
     _speak_plainly(app)

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from joulegram.collector import reports, series
 from joulegram.collector.grid.feeds import FeedState
 from joulegram.collector.ledger.ledger import Ledger
-from joulegram.collector.live import Live
+from joulegram.collector.live import Live, Now
 from joulegram.collector.metrics import running_version
 from joulegram.collector.standing import Standing
 from joulegram.collector.web import models, views
+from joulegram.collector.web.access import is_nobody, team_of
+from joulegram.collector.web.own import own
 from joulegram.collector.web.questions import (
     BadTime,
     NodesQuestion,
@@ -65,13 +67,19 @@ class Api:
             router.add_api_route(path, method, name=path[1:])
         return router
 
-    async def now(self, asked: Annotated[NowQuestion, Query()]) -> models.Now:
+    async def now(self, request: Request, asked: Annotated[NowQuestion, Query()]) -> models.Now:
         """Who draws the watts now, and what the grid emits for it."""
-        return views.now(self.live.now(), self.standing.grid, asked.top)
+        return views.now(self._live(request), self.standing.grid, asked.top)
 
-    async def nodes(self, asked: Annotated[NodesQuestion, Query()]) -> models.NodeList:
+    async def nodes(
+        self, request: Request, asked: Annotated[NodesQuestion, Query()]
+    ) -> models.NodeList:
         """Every node that was heard of since the start, by name."""
-        return views.nodes(self.live.now(), asked.limit)
+        answer = views.nodes(self._live(request), asked.limit)
+        if team_of(request) is not None:
+            for node in answer.nodes:
+                node.host_node = ""
+        return answer
 
     async def power(self, asked: Annotated[SinceQuestion, Query()]) -> models.PowerSeries:
         """Mean power by component since a time, in at most 360 steps."""
@@ -89,7 +97,9 @@ class Api:
             points=[models.IntensityPoint.model_validate(point) for point in points]
         )
 
-    async def report(self, asked: Annotated[ReportQuestion, Query()]) -> models.Report:
+    async def report(
+        self, request: Request, asked: Annotated[ReportQuestion, Query()]
+    ) -> models.Report:
         """Energy and grams of a past time: what `joulegram report --json` prints."""
         now = self.clock()
         answer = await self.threads.run(
@@ -103,11 +113,12 @@ class Api:
             as_of=None if asked.as_of is None else parse_time(asked.as_of, now),
             basis=asked.basis,
             components=tuple(dict.fromkeys(asked.components.split(","))),
+            team=team_of(request),
             now=now,
         )
         return models.Report.model_validate(answer)
 
-    async def health(self, response: Response) -> models.Health:
+    async def health(self, request: Request, response: Response) -> models.Health:
         """ready; degraded with what is missing; failed (503) when the ledger does not answer."""
         missing = list(self._missing())
         status = "degraded" if missing else "ready"
@@ -123,7 +134,16 @@ class Api:
                     remedy="look at the collector's log and at the disk of --data",
                 ),
             )
+        if is_nobody(request):
+            return models.Health(status=status, version="", missing=[])
+        if team_of(request) is not None:  # nodes' names, paths and hosts are the operators'
+            missing = []
         return models.Health(status=status, version=running_version(), missing=missing)
+
+    def _live(self, request: Request) -> Now:
+        """Now, or a team's part of it."""
+        team = team_of(request)
+        return self.live.now() if team is None else own(self.live.now(), team)
 
     def _missing(self) -> list[models.Missing]:
         found: list[models.Missing] = []
