@@ -79,6 +79,7 @@ class ClickhouseLedger:
     exclusive: bool = False
 
     def __init__(self, config: ClickhouseConfig) -> None:
+        self.cluster = config.cluster
         self._config = config
         self._hosts = config.addresses
         self._idle: list[_Connection] = []
