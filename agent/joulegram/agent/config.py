@@ -48,6 +48,41 @@ class AgentConfig:
             "help": "send to a collector beyond this machine without TLS all the same",
         },
     )
+    tls: bool = field(
+        default=False,
+        metadata={
+            "flag": "agent-tls",
+            "help": "encrypt the way to the collector, trusting this system's authorities",
+        },
+    )
+    tls_ca: Path | None = field(
+        default=None,
+        metadata={
+            "flag": "agent-tls-ca",
+            "help": "PEM certificates trusted to sign the collector's; implies TLS",
+        },
+    )
+    tls_cert: Path | None = field(
+        default=None,
+        metadata={
+            "flag": "agent-tls-cert",
+            "help": "this node's own PEM certificate, its name in subjectAltName; implies TLS",
+        },
+    )
+    tls_key: Path | None = field(
+        default=None,
+        metadata={
+            "flag": "agent-tls-key",
+            "help": "its PEM private key; others must not be able to read it",
+        },
+    )
+    token_file: Path | None = field(
+        default=None,
+        metadata={
+            "flag": "agent-token-file",
+            "help": "file that holds the token for the collector; others must not read it",
+        },
+    )
     http: str = field(
         default="127.0.0.1:7472",
         metadata={
@@ -89,6 +124,11 @@ class AgentConfig:
         """Raises: BadSetting for a value that cannot hold."""
         check_node(self.node)
         timing_ms(self.tick_s, self.window_s)
+        if (self.tls_cert is None) != (self.tls_key is None):
+            have, lack = ("cert", "key") if self.tls_cert else ("key", "cert")
+            raise BadSetting(
+                f"agent.tls_{have} stands without agent.tls_{lack}: a certificate takes both."
+            )
         if not 1.0 <= self.spool_max_days <= MAX_DAYS:
             raise BadSetting(
                 f"--spool-max-days {self.spool_max_days:g}: 1 to {MAX_DAYS} days, and fewer than "

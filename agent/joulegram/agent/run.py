@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from joulegram.agent.config import AgentConfig
+from joulegram.agent.credentials import Credentials
 from joulegram.agent.errors import SpoolFailed
 from joulegram.agent.metrics import AgentMetrics
 from joulegram.agent.rarely import Rarely
@@ -49,7 +50,9 @@ def serve(
     Raises: UplinkRefused, SpoolFailed, BadSetting at the start; later failures are counted,
         logged, and tried again.
     """
-    address(config.collector, config.insecure)  # before anything is made on disk
+    credentials = Credentials(config)
+    credentials.check()  # before anything is made on disk
+    address(config.collector, config.insecure or credentials.encrypts)
     metrics = metrics or AgentMetrics()
     spool = Spool.open(
         config.state.expanduser(),
@@ -58,7 +61,7 @@ def serve(
         max_bytes=round(config.spool_max_mb * 1_000_000),
     )
     with contextlib.closing(spool):
-        uplink = Uplink(spool, config.collector, insecure=config.insecure)
+        uplink = Uplink(spool, config.collector, insecure=config.insecure, credentials=credentials)
         metrics.watch(spool.stats, uplink.stats, lambda: meter.unsound, _now_ms)
         stop_metrics = metrics.serve(config.http)
         uplink.start()

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from joulegram.agent.errors import SpoolFailed, UplinkRefused
+from joulegram.agent.config import AgentConfig
+from joulegram.agent.credentials import Credentials
+from joulegram.agent.errors import BadSetting, SpoolFailed, UplinkRefused
 from joulegram.agent.rarely import Rarely
 from joulegram.agent.spool import Spool, Spooled
 from joulegram.v1.telemetry_pb2 import Ack, Frame
@@ -43,8 +45,9 @@ OPTIONS = (
 )
 
 REMEDY = {
-    grpc.StatusCode.UNAUTHENTICATED: "Check this node's credentials.",
-    grpc.StatusCode.PERMISSION_DENIED: "Check that its credentials are for this node's name.",
+    grpc.StatusCode.UNAUTHENTICATED: "Check this node's credentials. Frames wait in the spool.",
+    grpc.StatusCode.PERMISSION_DENIED: "Check that its credentials are for this node's name. "
+    "Frames wait in the spool.",
     grpc.StatusCode.UNIMPLEMENTED: "Nobody there speaks joulegram.v1: is it the collector's gRPC "
     "port (--listen, 7471), not the page's?",
     grpc.StatusCode.INVALID_ARGUMENT: "Agent and collector disagree about the protocol: compare "
@@ -119,6 +122,7 @@ class Uplink:
         collector: str,
         *,
         insecure: bool = False,
+        credentials: Credentials | None = None,
         first_backoff_s: float = 2.0,
         max_backoff_s: float = 30.0,
         ack_timeout_s: float = 120.0,
@@ -126,11 +130,14 @@ class Uplink:
         """Args:
             collector: HOST:PORT.
             insecure: allow plaintext beyond loopback.
+            credentials: TLS and token; None: neither.
             ack_timeout_s: a collector that has not acknowledged a frame for so long is left, and
                 tried again on a new connection.
-        Raises: UplinkRefused when `collector` is malformed, or beyond loopback without `insecure`.
+        Raises: UplinkRefused when `collector` is malformed, or beyond loopback without TLS or
+            `insecure`.
         """
-        self._address = address(collector, insecure)
+        self._credentials = credentials or Credentials(AgentConfig())
+        self._address = address(collector, insecure or self._credentials.encrypts)
         self._target = collector
         self._spool = spool
         self._first_backoff_s = first_backoff_s
@@ -196,12 +203,19 @@ class Uplink:
         """Run one stream to its end. Returns whether the collector acknowledged anything."""
         if not self._reached():
             return False
+        try:
+            open_channel = self._credentials.channel(self._target, OPTIONS)
+            metadata = self._credentials.metadata()
+        except BadSetting as exc:
+            self._rarely.warn("credentials", "%s Frames wait in the spool; trying again.", exc)
+            return False
         stream = _Stream(probe_recent)
-        with grpc.insecure_channel(self._target, OPTIONS) as channel:
+        with open_channel as channel:
             self._stream = stream  # before the first request is asked for: `wake` must find it
             self._streams += 1
             self._state = "connected"
-            call = channel.stream_stream(METHOD, bytes, Ack.FromString)(self._requests(stream))
+            report = channel.stream_stream(METHOD, bytes, Ack.FromString)
+            call = report(self._requests(stream), metadata=metadata)
             self._cancel = call.cancel
             try:
                 for ack in call:
@@ -253,6 +267,8 @@ class Uplink:
         if self._stopping.is_set() and code is grpc.StatusCode.CANCELLED:
             return
         details = exc.details() if isinstance(exc, grpc.Call) else str(exc)
+        if code is grpc.StatusCode.UNAVAILABLE and not self._stopping.is_set():
+            details = self._credentials.why(self._address) or details
         self._rarely.warn(
             f"stream {code.name}",
             "no way to the collector at %s: %s (%s). %s",
@@ -300,6 +316,8 @@ class Uplink:
         """Wait for something to do. False when this stream has nothing left to send."""
         positions, _, oldest_s = stream.waiting()
         now_s = time.monotonic()
+        if self._credentials.stale():
+            return False  # the next stream takes the new files; this one ends once it is answered
         if self._stopping.is_set():
             if now_s >= self._flush_until_s or self._spool.pending() <= len(positions):
                 return False
@@ -340,8 +358,9 @@ def address(collector: str, insecure: bool) -> tuple[str, int]:
     if not insecure and not _is_loopback(bare):
         raise UplinkRefused(
             f"collector = {collector!r} is beyond this machine, and the way there is not "
-            "encrypted. Put `insecure = true` under [agent] (or --agent-insecure) if the network "
-            "is trusted, or reach the collector through a tunnel on 127.0.0.1."
+            "encrypted. Set `tls_ca` under [agent] to the authority that signed the collector's "
+            "certificate (`tls = true` for the system's own), or `insecure = true` "
+            "(--agent-insecure) if the network is trusted."
         )
     return bare, int(port)
 
