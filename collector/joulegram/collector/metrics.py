@@ -64,6 +64,13 @@ NODE_REPORTING = Family(
     "1 while the node reports, 0 once it has been silent for 3 windows.",
     "20,000 nodes",
 )
+SIMULATED = Family(
+    "joulegram_simulated_nodes",
+    "gauge",
+    (),
+    "Nodes whose newest window was made by a simulator. Above 0, totals hold made-up energy.",
+    "one series",
+)
 QUALITY_POWER = Family(
     "joulegram_quality_power_watts",
     "gauge",
@@ -156,8 +163,8 @@ BUILD_INFO = Family(
 )
 
 FAMILIES = (
-    ENERGY, NODE_POWER, NODE_COVERAGE, NODE_REPORTING, QUALITY_POWER, WORKLOAD_POWER, TEAM_POWER,
-    TEAM_GRAMS, TEAM_WITHHELD, INTENSITY, INTENSITY_INFO, PUE, NEWEST_WINDOW, LIVE_NODES,
+    ENERGY, NODE_POWER, NODE_COVERAGE, NODE_REPORTING, SIMULATED, QUALITY_POWER, WORKLOAD_POWER,
+    TEAM_POWER, TEAM_GRAMS, TEAM_WITHHELD, INTENSITY, INTENSITY_INFO, PUE, NEWEST_WINDOW, LIVE_NODES,
     LIVE_NODES_LIMIT, LIVE_NODES_FORGOTTEN, REFRESH_FAILING, BUILD_INFO,
 )  # fmt: skip
 
@@ -204,6 +211,7 @@ def _of_nodes(now: Now) -> Iterator[Metric]:
     )
     reporting = {n.node for n in now.nodes}
     yield _metric(NODE_REPORTING, [((n.node,), n.node in reporting) for n in everyone])
+    yield _metric(SIMULATED, [((), sum(n.simulated for n in everyone))])
     yield _metric(QUALITY_POWER, _top(now.quality_w, 8))
 
 

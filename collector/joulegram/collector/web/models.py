@@ -178,3 +178,4 @@ class Report(BaseModel):
     rows: list[ReportRow]
     total: ReportTotal
     metered_uj: int = Field(description="what the devices drew, uJ")
+    simulated: bool = Field(description="some of it was made by a simulator")

@@ -214,6 +214,8 @@ function drawNow(now) {
 }
 
 function drawToday(report) {
+  show(at("today-simulated"), report.simulated);
+  show(at("teams-simulated"), report.simulated);
   text(at("today-energy"), joined(energy(report.total.energy_uj)));
   text(at("today-grams"), report.total.g_co2e === null ? "unknown" : joined(grams(report.total.g_co2e)) + " CO₂e");
   const rows = [...report.rows].sort((a, b) => b.energy_uj - a.energy_uj);
