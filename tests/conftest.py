@@ -5,7 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.clickhouse import clickhouse
 from tests.servers import Prometheus, prometheus_server
+
+__all__ = ["clickhouse"]
 
 
 @pytest.fixture(autouse=True)

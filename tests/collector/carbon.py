@@ -13,6 +13,7 @@ from joulegram.collector.config import GridConfig
 from joulegram.collector.grid import table, yearly
 from joulegram.collector.grid.table import IntensityRow
 from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.ledger.migrate import migrate
 from joulegram.collector.rollup import Rollup
 from joulegram.collector.sites import record_site, site_of
@@ -29,7 +30,7 @@ TABLES = ("rows", "devices", "reservations", "workloads", "slots", "intensity", 
 class Place:
     """A site's ledger, its roll-up and its clock."""
 
-    def __init__(self, ledger: ChdbLedger) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.clear()
 

@@ -4,13 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.collector.carbon import Place, place
+from joulegram.collector.ledger.migrate import migrate
+from tests.collector.carbon import Place
+from tests.collector.ledgers import KINDS, opened
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Place]:
-    with place() as made:
-        yield made
+@pytest.fixture(scope="module", params=KINDS)
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("ledger")
+    with opened(request, request.param, folder) as ledger:
+        migrate(ledger)
+        yield Place(ledger)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.retention import drop_expired
 from joulegram.collector.rollup import Rollup
 from tests.collector.ledgers import ledger
@@ -15,7 +15,7 @@ DAY_MS = 86_400_000
 TODAY = datetime.fromtimestamp(START_MS / 1000, UTC)
 
 
-def days(ledger: ChdbLedger, table: str) -> list[str]:
+def days(ledger: Ledger, table: str) -> list[str]:
     found = ledger.query(
         "SELECT DISTINCT partition AS day FROM system.parts WHERE active "
         f"AND database = currentDatabase() AND table = '{table}' ORDER BY day"
@@ -23,7 +23,7 @@ def days(ledger: ChdbLedger, table: str) -> list[str]:
     return [str(day) for day in found["day"].to_pylist()]
 
 
-def test_only_days_that_no_frame_can_reach_go_and_their_slots_stay(ledger: ChdbLedger) -> None:
+def test_only_days_that_no_frame_can_reach_go_and_their_slots_stay(ledger: Ledger) -> None:
     frames = [frame(1, epoch=d + 1, start_ms=START_MS - d * DAY_MS) for d in range(6)]
     keep(ledger, frames)
     rollup = Rollup(ledger)
@@ -38,7 +38,7 @@ def test_only_days_that_no_frame_can_reach_go_and_their_slots_stay(ledger: ChdbL
 
 
 def test_a_slot_whose_rows_are_gone_is_never_written_from_the_few_that_are_left(
-    ledger: ChdbLedger,
+    ledger: Ledger,
 ) -> None:
     rollup = Rollup(ledger)
     frames = [frame(seq) for seq in range(1, 6)]

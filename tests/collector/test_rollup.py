@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from joulegram.collector import columns
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.rollup import QUIET_S, SLOT_S, Rollup
 from joulegram.collector.workloads import read_workloads
 from joulegram.collector.writer import Writer
@@ -25,7 +25,7 @@ NEWEST = (
 )
 
 
-def keep(ledger: ChdbLedger, frames: Sequence[Frame], rollup: Rollup | None = None) -> None:
+def keep(ledger: Ledger, frames: Sequence[Frame], rollup: Rollup | None = None) -> None:
     async def send() -> None:
         writer = Writer(ledger, group_s=0.0, on_durable=[rollup.touch] if rollup else [])
         running = asyncio.create_task(writer.run())
@@ -36,7 +36,7 @@ def keep(ledger: ChdbLedger, frames: Sequence[Frame], rollup: Rollup | None = No
     asyncio.run(send())
 
 
-def slots(ledger: ChdbLedger) -> dict[tuple[str, int], tuple[int, int, int]]:
+def slots(ledger: Ledger) -> dict[tuple[str, int], tuple[int, int, int]]:
     """{(node, slot): (frames, uJ of workloads, uJ of devices)}, as readers see them."""
     found = ledger.query(
         "SELECT node, toUInt32(slot) AS slot_s, sum(frames) AS n, "
@@ -53,7 +53,7 @@ def expected(frames: Sequence[Frame]) -> dict[tuple[str, int], tuple[int, int, i
     return {key: (len(of), energy_uj(of), energy_uj(of)) for key, of in sums.items()}
 
 
-def test_slots_equal_rows_whatever_comes_when(ledger: ChdbLedger) -> None:
+def test_slots_equal_rows_whatever_comes_when(ledger: Ledger) -> None:
     rng = random.Random(3)
     rollup = Rollup(ledger)
     frames = [frame(seq, node=n, gpu=seq % 2 == 0) for n in ("n1", "n2") for seq in range(1, 90)]
@@ -65,7 +65,7 @@ def test_slots_equal_rows_whatever_comes_when(ledger: ChdbLedger) -> None:
     assert rollup.refresh(*EVER) == 0
 
 
-def test_a_start_finds_what_a_kill_left_undone(ledger: ChdbLedger) -> None:
+def test_a_start_finds_what_a_kill_left_undone(ledger: Ledger) -> None:
     frames = [frame(seq) for seq in range(1, 70)]
     keep(ledger, frames)
     assert slots(ledger) == {}
@@ -78,7 +78,7 @@ def test_a_start_finds_what_a_kill_left_undone(ledger: ChdbLedger) -> None:
     assert slots(ledger) == expected([*frames, late])
 
 
-def test_a_report_of_a_range_pays_for_that_range_only(ledger: ChdbLedger) -> None:
+def test_a_report_of_a_range_pays_for_that_range_only(ledger: Ledger) -> None:
     rollup = Rollup(ledger)
     frames = [frame(seq) for seq in range(1, 70)]
     keep(ledger, frames, rollup)
@@ -88,7 +88,7 @@ def test_a_report_of_a_range_pays_for_that_range_only(ledger: ChdbLedger) -> Non
     assert list(slots(ledger)) == [("n1", START_MS // 1000 + SLOT_S)]
 
 
-def test_a_frame_without_its_header_or_all_its_rows_does_not_count(ledger: ChdbLedger) -> None:
+def test_a_frame_without_its_header_or_all_its_rows_does_not_count(ledger: Ledger) -> None:
     good, headless, short = frame(1), frame(2), frame(3)
     keep(ledger, [good])
     for broken, kept in ((headless, slice(1, None)), (short, slice(0, -1))):
@@ -104,7 +104,7 @@ def test_a_frame_without_its_header_or_all_its_rows_does_not_count(ledger: ChdbL
     assert Rollup(ledger).refresh(*EVER) == 0
 
 
-def test_rows_that_lie_there_twice_count_once(ledger: ChdbLedger) -> None:
+def test_rows_that_lie_there_twice_count_once(ledger: Ledger) -> None:
     ledger.execute("SYSTEM STOP MERGES rows")
     frames = [frame(seq, gpu=True) for seq in range(1, 4)]
     keep(ledger, frames)
@@ -115,7 +115,7 @@ def test_rows_that_lie_there_twice_count_once(ledger: ChdbLedger) -> None:
     assert slots(ledger) == expected(frames)
 
 
-def test_generations_grow_even_when_the_clock_steps_back(ledger: ChdbLedger) -> None:
+def test_generations_grow_even_when_the_clock_steps_back(ledger: Ledger) -> None:
     clock = iter(range(10_000, 0, -1))
     rollup = Rollup(ledger, now_ms=lambda: next(clock))
     frames = [frame(seq) for seq in range(1, 6)]
@@ -125,7 +125,7 @@ def test_generations_grow_even_when_the_clock_steps_back(ledger: ChdbLedger) -> 
         assert slots(ledger) == expected(frames[:n])
 
 
-def test_older_generations_may_be_merged_away(ledger: ChdbLedger) -> None:
+def test_older_generations_may_be_merged_away(ledger: Ledger) -> None:
     rollup = Rollup(ledger)
     frames = [frame(seq, gpu=True) for seq in range(1, 6)]
     for one in frames:
@@ -137,7 +137,7 @@ def test_older_generations_may_be_merged_away(ledger: ChdbLedger) -> None:
     assert left == {"n": 1}
 
 
-def test_quality_coverage_and_reservations_add_up(ledger: ChdbLedger) -> None:
+def test_quality_coverage_and_reservations_add_up(ledger: Ledger) -> None:
     frames = [frame(seq) for seq in range(1, 4)]
     frames[1].devices[0].quality = "derived"
     frames[2].devices[0].quality = "modelled"
@@ -164,7 +164,7 @@ def test_quality_coverage_and_reservations_add_up(ledger: ChdbLedger) -> None:
     assert reserved == {"ms": 3 * 4 * WINDOW_MS}
 
 
-def test_the_background_waits_until_a_slot_is_quiet(ledger: ChdbLedger) -> None:
+def test_the_background_waits_until_a_slot_is_quiet(ledger: Ledger) -> None:
     now_s = [100.0]
     rollup = Rollup(ledger, monotonic_s=lambda: now_s[0])
     keep(ledger, [frame(1)], rollup)
@@ -178,9 +178,10 @@ def test_the_background_waits_until_a_slot_is_quiet(ledger: ChdbLedger) -> None:
     assert slots(ledger) == expected([frame(1), frame(2)])
 
 
-def test_a_failed_roll_up_is_tried_again(ledger: ChdbLedger) -> None:
+def test_a_failed_roll_up_is_tried_again(ledger: Ledger) -> None:
     class Broken:
         failing = True
+        cluster = ""
 
         def insert(self, *arguments: object) -> None:
             if self.failing:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.stages import Busy
 from joulegram.collector.workloads import workload_id
 from joulegram.collector.writer import INSERT_MAX_ROWS, Writer, inserts
@@ -32,7 +32,7 @@ async def writing(store: Any, **options: Any) -> AsyncIterator[Writer]:
     await running
 
 
-def stored(ledger: ChdbLedger) -> tuple[list[tuple[str, int, int]], int, int]:
+def stored(ledger: Ledger) -> tuple[list[tuple[str, int, int]], int, int]:
     """(identities, uJ of rows, uJ of devices), nothing deduplicated but devices."""
     headers = ledger.query("SELECT node, epoch, seq FROM rows WHERE row = 0").to_pylist()
     (rows,) = ledger.query(f"SELECT {ENERGY} AS uj FROM rows").to_pylist()
@@ -53,7 +53,7 @@ def copied(one: Frame) -> Frame:
     return other
 
 
-async def test_every_column_arrives(ledger: ChdbLedger) -> None:
+async def test_every_column_arrives(ledger: Ledger) -> None:
     sent = frame(3, rows=4, gpu=True)
     async with writing(ledger, now_ms=lambda: 1_790_000_500_000) as writer:
         assert await writer.send([sent]) == []
@@ -80,7 +80,7 @@ async def test_every_column_arrives(ledger: ChdbLedger) -> None:
     assert [d["name"] for d in devices.to_pylist()] == ["cpu0", "dram0", "gpu:a"]
 
 
-async def test_any_order_any_repetition_counts_once(ledger: ChdbLedger) -> None:
+async def test_any_order_any_repetition_counts_once(ledger: Ledger) -> None:
     rng = random.Random(5)
     frames = [frame(seq, node=node) for node in ("n1", "n2") for seq in range(1, 60)]
     offered = [copied(rng.choice(frames)) for _ in range(300)] + list(frames)
@@ -92,7 +92,7 @@ async def test_any_order_any_repetition_counts_once(ledger: ChdbLedger) -> None:
     assert stored(ledger) == whole(frames)
 
 
-async def test_a_restart_knows_what_is_stored(ledger: ChdbLedger) -> None:
+async def test_a_restart_knows_what_is_stored(ledger: Ledger) -> None:
     frames = [frame(seq) for seq in range(1, 9)]
     for _ in range(3):
         async with writing(ledger) as writer:
@@ -100,7 +100,7 @@ async def test_a_restart_knows_what_is_stored(ledger: ChdbLedger) -> None:
     assert stored(ledger) == whole(frames)
 
 
-async def test_a_smaller_seq_is_no_duplicate(ledger: ChdbLedger) -> None:
+async def test_a_smaller_seq_is_no_duplicate(ledger: Ledger) -> None:
     async with writing(ledger) as writer:
         await writer.send([frame(9)])
         await writer.send([frame(2), frame(9, epoch=7)])
@@ -110,7 +110,7 @@ async def test_a_smaller_seq_is_no_duplicate(ledger: ChdbLedger) -> None:
 @pytest.mark.parametrize("together", [True, False], ids=["one batch", "after a restart"])
 @pytest.mark.parametrize("change", ["energy", "window"])
 async def test_the_same_identity_with_other_content_is_refused(
-    ledger: ChdbLedger, together: bool, change: str
+    ledger: Ledger, together: bool, change: str
 ) -> None:
     first, other = frame(1), frame(1)
     if change == "energy":
@@ -133,7 +133,7 @@ async def test_the_same_identity_with_other_content_is_refused(
 
 @pytest.mark.parametrize("table", ["workloads", "devices", "reservations", "rows"])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_one_failed_insert_is_made_good(ledger: ChdbLedger, table: str, when: str) -> None:
+async def test_one_failed_insert_is_made_good(ledger: Ledger, table: str, when: str) -> None:
     store = Unreliable(ledger, [(table, when)])
     async with writing(store) as writer:
         assert await writer.send([frame(1), frame(2)]) == []
@@ -142,7 +142,7 @@ async def test_one_failed_insert_is_made_good(ledger: ChdbLedger, table: str, wh
 
 
 async def test_a_ledger_that_keeps_failing_says_busy_and_nothing_is_lost(
-    ledger: ChdbLedger,
+    ledger: Ledger,
 ) -> None:
     seen: list[Frame] = []
     store = Unreliable(ledger, [("rows", "before")] * 2)
@@ -156,7 +156,7 @@ async def test_a_ledger_that_keeps_failing_says_busy_and_nothing_is_lost(
     assert stored(ledger) == whole([frame(1)])
 
 
-async def test_what_waits_is_bounded(ledger: ChdbLedger) -> None:
+async def test_what_waits_is_bounded(ledger: Ledger) -> None:
     writer = Writer(ledger, group_s=60.0, group_max_rows=100, queue_max_rows=100)
     waiting = asyncio.create_task(writer.send([frame(1, rows=90)]))
     await asyncio.sleep(0)
@@ -169,7 +169,7 @@ async def test_what_waits_is_bounded(ledger: ChdbLedger) -> None:
         await writer.send([frame(3)])
 
 
-async def test_a_group_is_one_insert_per_day(ledger: ChdbLedger) -> None:
+async def test_a_group_is_one_insert_per_day(ledger: Ledger) -> None:
     ledger.execute("SYSTEM STOP MERGES rows")
     yesterday = [frame(s, epoch=2, start_ms=START_MS - 86_400_000) for s in range(1, 5)]
     today = [frame(s, node=f"n{s}") for s in range(1, 9)]
@@ -195,7 +195,7 @@ def test_an_insert_never_grows_beyond_one_part() -> None:
 
 
 async def test_the_version_of_the_latest_window_is_the_one_readers_see(
-    ledger: ChdbLedger,
+    ledger: Ledger,
 ) -> None:
     def named(seq: int, name: str) -> Frame:
         made = frame(seq)
@@ -212,7 +212,7 @@ async def test_the_version_of_the_latest_window_is_the_one_readers_see(
     assert seen == {"name": "new"}
 
 
-async def test_names_are_only_data(ledger: ChdbLedger) -> None:
+async def test_names_are_only_data(ledger: Ledger) -> None:
     odd = frame(1, node="n'); DROP TABLE rows; --\\")
     odd.workloads.append(Workload(scope="ü", kind="vm", id="a'b\\"))
     async with writing(ledger) as writer:

@@ -18,12 +18,12 @@ MAX_POINTS = 20_000
 # counts once its header is there, and once, however often it arrived.
 _POWER = """
 SELECT intDiv(toUInt32(window), {step:UInt32}) * {step:UInt32} AS t, node, part,
-       sum(uj) AS all_uj, sum(if(covered_ms > 0, covered_ms, if(uj > 0, window_ms, 0))) AS ms
+       sum(uj) AS all_uj, sum(if(covered_ms > 0, covered_ms, if(uj > 0, whole_ms, 0))) AS ms
 FROM (SELECT node, window, epoch, seq,
              if(component IN ('cpu', 'dram', 'gpu'), component, 'other') AS part,
-             sum(energy_uj) AS uj, avg(coverage) * any(d.window_ms) AS covered_ms,
-             toFloat64(any(d.window_ms)) AS window_ms
-      FROM devices AS d FINAL
+             sum(energy_uj) AS uj, avg(coverage) * any(window_ms) AS covered_ms,
+             toFloat64(any(window_ms)) AS whole_ms
+      FROM devices FINAL
       WHERE window >= toDateTime({since:UInt32}, 'UTC')
         AND window < toDateTime({until:UInt32}, 'UTC')
         AND (node, window, epoch, seq) IN (

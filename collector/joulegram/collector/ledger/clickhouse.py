@@ -167,6 +167,8 @@ class ClickhouseLedger:
                     yield connection
                 except BaseException as failure:
                     connection.client.disconnect()
+                    if isinstance(failure, ServerException):
+                        raise self._failed(connection, failure) from None  # its stack is long
                     if isinstance(failure, (OSError, EOFError, DriverError)):
                         raise self._failed(connection, failure) from failure
                     raise
@@ -215,7 +217,7 @@ class ClickhouseLedger:
             except ServerException as refused:
                 client.disconnect()
                 if refused.code in _NOT_LET_IN or refused.code == ErrorCodes.UNKNOWN_DATABASE:
-                    raise self._refused(address, refused) from refused
+                    raise self._refused(address, refused) from None
                 failures.append((address, refused))
             except (OSError, EOFError, DriverError) as unreachable:
                 client.disconnect()
