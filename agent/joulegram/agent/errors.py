@@ -45,3 +45,5 @@ class SpoolInUse(SpoolFailed):
 
 class UplinkRefused(AgentError):
     """The configured way to the collector is malformed, or plaintext beyond loopback."""
+
+    exit_status = 2

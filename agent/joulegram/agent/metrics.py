@@ -35,6 +35,7 @@ class AgentMetrics(Collector):
         )
         self._one_at_a_time = threading.Lock()
         self._made = 0
+        self._unwritten = (0, 0)
         self._energy_uj: dict[tuple[str, str, str], int] = {}  # by device, component, quality
         self._coverage: dict[str, float] = {}
         self._spool: Callable[[], SpoolStats] | None = None
@@ -57,6 +58,10 @@ class AgentMetrics(Collector):
     def tick(self, late_s: float) -> None:
         """A tick was read, `late_s` after it was due."""
         self._lateness.observe(max(0.0, late_s))
+
+    def unwritten(self, frames: int, limit: int) -> None:
+        """So many frames wait in memory for the disk; at `limit` the oldest is lost."""
+        self._unwritten = (frames, limit)
 
     def frame(self, frame: Frame) -> None:
         """A frame was made."""
@@ -119,6 +124,9 @@ class AgentMetrics(Collector):
         yield _counter(
             "frames_unsound", "Frames withheld because their sums did not hold.", self._unsound()
         )
+        frames, limit = self._unwritten
+        yield _gauge("unwritten_frames", "Frames in memory that the disk did not take.", frames)
+        yield _gauge("unwritten_limit_frames", "So many; then the oldest are lost.", limit)
         joules = CounterMetricFamily(
             "joulegram_agent_device_energy_joules",
             "Energy that the agent metered.",
@@ -149,8 +157,19 @@ class AgentMetrics(Collector):
         yield _by_reason(
             "frames_refused", "Frames the collector will never store.", uplink.refused.items()
         )
+        yield _counter(
+            "frames_restamped",
+            "Refusals for a clock after which the frame is offered again.",
+            uplink.restamped,
+        )
+        yield _by_reason(
+            "uplink_ends",
+            "Streams that ended, and attempts that became none: drained and aged are normal.",
+            uplink.ends.items(),
+        )
 
     def _of_spool(self, spool: SpoolStats) -> Iterator[Metric]:
+        yield _gauge("spool_usable", "0 while the disk does not take part.", spool.usable)
         yield _gauge("spool_bytes", "What the spool's database holds.", spool.used_bytes)
         yield _gauge("spool_limit_bytes", "What it may hold.", spool.limit_bytes)
         frames = GaugeMetricFamily(
@@ -167,7 +186,7 @@ class AgentMetrics(Collector):
         )
         yield _by_reason(
             "dropped_joules",
-            "Joules metered and lost: a full spool, a refused frame let go, a failing disk.",
+            "Joules metered and lost: by a full spool, a spool waited in too long, a failing disk.",
             ((reason, uj / 1e6) for reason, uj in spool.dropped_uj.items()),
         )
         yield _counter("frames_folded", "Frames folded for want of room.", spool.folded)

@@ -14,8 +14,8 @@ from joulegram.agent.credentials import Credentials
 from joulegram.agent.errors import SpoolFailed
 from joulegram.agent.metrics import AgentMetrics
 from joulegram.agent.rarely import Rarely
-from joulegram.agent.spool import Spool
-from joulegram.agent.uplink import Uplink, address
+from joulegram.agent.spool import HOUR_MS, Spool
+from joulegram.agent.uplink import Uplink, address, spread_s
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ def serve(
         config.node,
         _machine_id(etc),
         max_bytes=round(config.spool_max_mb * 1_000_000),
+        keep_acked_ms=round(config.spool_keep_hours * HOUR_MS),
+        max_age_ms=round(config.spool_max_days * 24 * HOUR_MS),
     )
     with contextlib.closing(spool):
         uplink = Uplink(spool, config.collector, insecure=config.insecure, credentials=credentials)
@@ -96,13 +98,24 @@ def _carry(
                 unwritten.popleft()
         except SpoolFailed as exc:
             rarely.warn("spool", "%s", exc)
-        uplink.wake()
+        metrics.unwritten(len(unwritten), UNWRITTEN_MAX)
+        uplink.wake(hold_s(frame, _now_ms()))
         if made == frames:
             break
     for frame in unwritten:
         spool.count_lost(frame, "disk")
     if unwritten:
         log.error("%d frames could not be written to the spool and are lost", len(unwritten))
+
+
+def hold_s(frame: Frame, now_ms: int) -> float:
+    """How long a fresh frame waits before it leaves, s: until its node's time after the window.
+
+    Never longer than that time, wherever a clock has leapt to.
+    """
+    after_s = spread_s(frame.node, frame.window_ms)
+    due_s = (frame.window_start_ms + frame.window_ms - now_ms) / 1000 + after_s
+    return min(max(0.0, due_s), after_s)
 
 
 def _machine_id(etc: Path) -> str:

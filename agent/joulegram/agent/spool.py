@@ -206,14 +206,22 @@ class Spool:
 
     # -- frames out ----------------------------------------------------------------------------
 
-    def offer(self, limit: int, *, recent: bool, in_flight: Collection[int] = ()) -> list[Spooled]:
+    def offer(
+        self,
+        limit: int,
+        *,
+        recent: bool,
+        in_flight: Collection[int] = (),
+        without_newest: bool = False,
+    ) -> list[Spooled]:
         """Up to `limit` frames to send now, in order; their bytes never change from here on.
 
         Args:
             recent: from the newest RECENT frames; else from those before them.
             in_flight: positions to leave out.
+            without_newest: leave out the very newest frame too.
         """
-        return self._commit(lambda db: self._offer(db, limit, recent, in_flight))
+        return self._commit(lambda db: self._offer(db, limit, recent, in_flight, without_newest))
 
     def ack(self, ranges: Iterable[tuple[int, int, int]]) -> int:
         """The collector holds these (epoch, first seq, last seq). Returns how many are news.
@@ -365,11 +373,18 @@ class Spool:
         )
 
     def _offer(
-        self, db: sqlite3.Connection, limit: int, recent: bool, in_flight: Collection[int]
+        self,
+        db: sqlite3.Connection,
+        limit: int,
+        recent: bool,
+        in_flight: Collection[int],
+        without_newest: bool,
     ) -> list[Spooled]:
         if limit <= 0:
             return []
         newest = _int(db, "SELECT coalesce(max(position), 0) FROM frames")
+        if without_newest:
+            in_flight = [*in_flight, newest]
         rows = db.execute(
             "SELECT position, epoch, seq, crc, body, energy_uj FROM frames"  # noqa: S608
             f" WHERE state < 3 AND position {'>' if recent else '<='} ?"

@@ -3,9 +3,11 @@
 At most IN_FLIGHT frames wait for their acknowledgement, and a back-fill (frames older than the
 newest few) takes at most half of them, so that fresh frames never queue behind old ones. A new
 stream first sends a single frame: only a collector that answers gets more. Frames without an
-acknowledgement are offered again, the same bytes, on the next stream.
+acknowledgement are offered again, the same bytes, on the next stream. A fresh frame leaves
+`spread_s` after its window's end, so that a thousand nodes do not speak at once.
 """
 
+import hashlib
 import ipaddress
 import logging
 import random
@@ -18,9 +20,11 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from joulegram.agent.comeback import Comeback, after_close, after_error
 from joulegram.agent.config import AgentConfig
 from joulegram.agent.credentials import Credentials
 from joulegram.agent.errors import BadSetting, SpoolFailed, UplinkRefused
+from joulegram.agent.patience import Patience
 from joulegram.agent.rarely import Rarely
 from joulegram.agent.spool import Spool, Spooled
 from joulegram.v1.telemetry_pb2 import Ack, Frame
@@ -31,6 +35,7 @@ METHOD = "/joulegram.v1.TelemetryService/Report"
 IN_FLIGHT = 8  # frames sent and not acknowledged
 BACKLOG = IN_FLIGHT // 2
 CONNECT_TIMEOUT_S = 5.0
+SPREAD_MS = 2000  # over so long after a window's end the nodes' frames are spread
 STATES = ("connecting", "connected", "waiting", "stopped")
 
 # The text of a refusal comes from outside; as a label it must be one of these.
@@ -63,7 +68,9 @@ class UplinkStats:
     sent: int  # frames handed to gRPC, repeats included
     acked: int
     refused: Mapping[str, int]  # by reason: REASONS, other
+    restamped: int  # refused for a clock, and to be offered again with a new time of sending
     streams: int  # streams begun
+    ends: Mapping[str, int]  # of streams, and attempts that were none, by reason: Comeback
 
 
 @dataclass(slots=True)
@@ -82,6 +89,7 @@ class _Stream:
     lock: threading.Lock = field(default_factory=threading.Lock)
     in_flight: dict[int, _Sent] = field(default_factory=dict)  # by position in the spool
     answered: bool = False
+    finished: bool = False  # we end it: nothing more is sent
     ended: bool = False
 
     def add(self, frames: list[Spooled], backlog: bool) -> None:
@@ -92,15 +100,23 @@ class _Stream:
 
     def settle(self, ranges: list[tuple[int, int, int]]) -> None:
         """Frames of these (epoch, first seq, last seq) are in flight no more."""
+        for position in self.positions(ranges):
+            with self.lock:
+                self.in_flight.pop(position, None)
+        self.answered = True
+        self.changed.set()
+
+    def positions(self, ranges: list[tuple[int, int, int]]) -> list[int]:
+        """Positions of those in flight among these (epoch, first seq, last seq)."""
         with self.lock:
-            for position, sent in list(self.in_flight.items()):
+            return [
+                position
+                for position, sent in self.in_flight.items()
                 if any(
                     sent.frame.epoch == epoch and first <= sent.frame.seq <= last
                     for epoch, first, last in ranges
-                ):
-                    del self.in_flight[position]
-        self.answered = True
-        self.changed.set()
+                )
+            ]
 
     def waiting(self) -> tuple[list[int], int, float | None]:
         """Positions in flight, how many of them are backlog, when the oldest was sent."""
@@ -125,14 +141,18 @@ class Uplink:
         credentials: Credentials | None = None,
         first_backoff_s: float = 2.0,
         max_backoff_s: float = 30.0,
+        drain_s: float = 30.0,
         ack_timeout_s: float = 120.0,
+        patience: Patience | None = None,
     ) -> None:
         """Args:
             collector: HOST:PORT.
             insecure: allow plaintext beyond loopback.
+            drain_s: after a collector that drains, come back within so long.
             credentials: TLS and token; None: neither.
             ack_timeout_s: a collector that has not acknowledged a frame for so long is left, and
                 tried again on a new connection.
+            patience: with frames refused for a clock.
         Raises: UplinkRefused when `collector` is malformed, or beyond loopback without TLS or
             `insecure`.
         """
@@ -142,22 +162,27 @@ class Uplink:
         self._spool = spool
         self._first_backoff_s = first_backoff_s
         self._max_backoff_s = max_backoff_s
+        self._drain_s = drain_s
         self._ack_timeout_s = ack_timeout_s
+        self._patience = patience or Patience()
+        self._newest_at_s = 0.0  # monotonic: when the newest frame may leave
         self._stopping = threading.Event()
         self._flush_until_s = 0.0  # monotonic; read once `_stopping` is set
         self._rarely = Rarely(log)
         self._stream: _Stream | None = None
         self._cancel: Callable[[], object] = lambda: None
         self._state = "connecting"
-        self._sent = self._acked = self._streams = 0
+        self._sent = self._acked = self._streams = self._restamped = 0
         self._refused: Counter[str] = Counter()
+        self._ends: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def wake(self) -> None:
-        """Say that the spool holds something new. Never waits."""
+    def wake(self, hold_s: float = 0.0) -> None:
+        """Say that the spool holds a new frame, to be sent in `hold_s`. Never waits."""
+        self._newest_at_s = time.monotonic() + hold_s
         if stream := self._stream:
             stream.changed.set()
 
@@ -176,7 +201,15 @@ class Uplink:
             self._thread.join(0.5)
 
     def stats(self) -> UplinkStats:
-        return UplinkStats(self._state, self._sent, self._acked, dict(self._refused), self._streams)
+        return UplinkStats(
+            state=self._state,
+            sent=self._sent,
+            acked=self._acked,
+            refused=dict(self._refused),
+            restamped=self._restamped,
+            streams=self._streams,
+            ends=dict(self._ends),
+        )
 
     # -- the uplink's thread -------------------------------------------------------------------
 
@@ -184,32 +217,36 @@ class Uplink:
         failures = 0
         while not self._stopping.is_set():
             self._state = "connecting"
+            # Full jitter, the first time too: a thousand agents lost the collector together.
+            backoff_s = min(self._max_backoff_s, self._first_backoff_s * 2 ** min(failures, 10))
+            stream = _Stream(probe_recent=failures % 2 == 1)
             try:
-                answered = self._one_stream(probe_recent=failures % 2 == 1)
+                comeback = self._one_stream(stream, backoff_s)
             except SpoolFailed as exc:
                 self._rarely.warn("spool", "%s", exc)
-                answered = False
+                comeback = Comeback("spool", 0.0, backoff_s)
             except Exception:  # whatever it is, the next stream may do better
                 log.exception("the uplink stumbled; it tries again")
-                answered = False
-            failures = 0 if answered else failures + 1
+                comeback = Comeback("other", 0.0, backoff_s)
+            self._ends[comeback.reason] += 1
+            failures = 0 if stream.answered else failures + 1
             self._state = "waiting"
-            # Full jitter, the first time too: a thousand agents lost the collector together.
-            limit_s = min(self._max_backoff_s, self._first_backoff_s * 2 ** min(failures, 10))
-            self._stopping.wait(random.uniform(0, limit_s))  # noqa: S311
+            wait_s = random.uniform(comeback.least_s, comeback.most_s)  # noqa: S311
+            if comeback.reason == "drained" and not self._stopping.is_set():
+                log.info("the collector at %s drains: back in %.0f s", self._target, wait_s)
+            self._stopping.wait(wait_s)
         self._state = "stopped"
 
-    def _one_stream(self, probe_recent: bool) -> bool:
-        """Run one stream to its end. Returns whether the collector acknowledged anything."""
-        if not self._reached():
-            return False
+    def _one_stream(self, stream: _Stream, backoff_s: float) -> Comeback:
+        """Run one stream to its end. Returns when to come back."""
+        if (failed := self._reached()) is not None:
+            return Comeback(failed, 0.0, backoff_s)
         try:
             open_channel = self._credentials.channel(self._target, OPTIONS)
             metadata = self._credentials.metadata()
         except BadSetting as exc:
             self._rarely.warn("credentials", "%s Frames wait in the spool; trying again.", exc)
-            return False
-        stream = _Stream(probe_recent)
+            return Comeback("credentials", 0.0, backoff_s)
         with open_channel as channel:
             self._stream = stream  # before the first request is asked for: `wake` must find it
             self._streams += 1
@@ -221,33 +258,52 @@ class Uplink:
                 for ack in call:
                     self._settle(stream, ack)
             except grpc.RpcError as exc:
-                self._complain(exc)
+                return self._ended(exc, backoff_s)
             finally:
                 self._stream = None
                 stream.ended = True
                 stream.changed.set()
                 call.cancel()
-        return stream.answered
+        return Comeback("closed", 0.0, backoff_s) if stream.finished else after_close(self._drain_s)
 
-    def _reached(self) -> bool:
-        """Whether anybody listens there. A gRPC call would take a frame before it knows."""
+    def _reached(self) -> str | None:
+        """Why nobody can be reached there, None where somebody listens.
+
+        A gRPC call would take a frame before it knows.
+        """
         try:
             socket.create_connection(self._address, CONNECT_TIMEOUT_S).close()
         except OSError as exc:
+            unknown = isinstance(exc, socket.gaierror)
             self._rarely.warn(
-                "unreached",
-                "no way to the collector at %s: %s. Frames wait in the spool; trying again.",
+                "unresolved" if unknown else "unreached",
+                "no way to the collector at %s: %s%s. Frames wait in the spool; trying again.",
                 self._target,
+                "its name does not resolve: " if unknown else "",
                 exc,
             )
-            return False
-        return True
+            return "resolve" if unknown else "connect"
+        return None
 
     def _settle(self, stream: _Stream, ack: Ack) -> None:
         durable = [(one.epoch, one.first_seq, one.last_seq) for one in ack.durable]
         if durable:
             self._acked += self._spool.ack(durable)
+            self._patience.settled(stream.positions(durable))
         for one in ack.refused:
+            positions = stream.positions([(one.epoch, one.seq, one.seq)])
+            if one.reason == "clock" and any(map(self._patience.refused, positions)):
+                self._restamped += 1
+                self._rarely.warn(
+                    "clock",
+                    "the collector refused frame %x/%d for its clock: %s. It is offered again, "
+                    "with a new time of sending, a few times over a quarter of an hour.",
+                    one.epoch,
+                    one.seq,
+                    one.detail[:500],
+                )
+                continue
+            self._patience.settled(positions)
             if self._spool.quarantine(one.epoch, one.seq, one.reason, one.detail):
                 reason = one.reason if one.reason in REASONS else "other"
                 self._refused[reason] += 1
@@ -262,21 +318,26 @@ class Uplink:
                 )
         stream.settle(durable + [(one.epoch, one.seq, one.seq) for one in ack.refused])
 
-    def _complain(self, exc: grpc.RpcError) -> None:
-        code = exc.code() if isinstance(exc, grpc.Call) else grpc.StatusCode.UNKNOWN
-        if self._stopping.is_set() and code is grpc.StatusCode.CANCELLED:
-            return
-        details = exc.details() if isinstance(exc, grpc.Call) else str(exc)
-        if code is grpc.StatusCode.UNAVAILABLE and not self._stopping.is_set():
-            details = self._credentials.why(self._address) or details
-        self._rarely.warn(
-            f"stream {code.name}",
-            "no way to the collector at %s: %s (%s). %s",
-            self._target,
-            details,
-            code.name,
-            REMEDY.get(code, "Frames wait in the spool; trying again."),
-        )
+    def _ended(self, exc: grpc.RpcError, backoff_s: float) -> Comeback:
+        """When to come back after a stream that ended with a status; says what is wrong."""
+        code, details, trailing = grpc.StatusCode.UNKNOWN, str(exc), ()
+        if isinstance(exc, grpc.Call):
+            code, details = exc.code(), exc.details() or ""
+            trailing = exc.trailing_metadata() or ()
+        comeback = after_error(code, details, trailing, backoff_s, self._drain_s)
+        stopped = self._stopping.is_set() and code is grpc.StatusCode.CANCELLED
+        if not (comeback.normal or stopped):
+            if code is grpc.StatusCode.UNAVAILABLE and not self._stopping.is_set():
+                details = self._credentials.why(self._address) or details
+            self._rarely.warn(
+                f"stream {code.name}",
+                "no way to the collector at %s: %s (%s). %s",
+                self._target,
+                details,
+                code.name,
+                REMEDY.get(code, "Frames wait in the spool; trying again."),
+            )
+        return comeback
 
     # -- gRPC's thread, one per stream ---------------------------------------------------------
 
@@ -293,24 +354,38 @@ class Uplink:
                     return
         except SpoolFailed as exc:
             self._rarely.warn("spool", "%s", exc)
+        finally:
+            stream.finished = True
 
     def _next(self, stream: _Stream) -> list[Spooled]:
         positions, backlog, _ = stream.waiting()
+        if self._patience.full:
+            return []
+        leave = [*positions, *self._patience.held()]
+        hold = self._hold_s() > 0
+        offer = self._spool.offer
         if not stream.answered:
             # A single frame, and not always the same: one that kills the stream must not
             # hold up all others, nor may failed streams touch the whole spool.
             if positions:
                 return []
-            recent = stream.probe_recent
-            fresh = self._spool.offer(1, recent=recent) or self._spool.offer(1, recent=not recent)
+            for recent in (stream.probe_recent, not stream.probe_recent):
+                fresh = offer(1, recent=recent, in_flight=leave, without_newest=hold)
+                if fresh:
+                    break
             stream.add(fresh, backlog=False)
             return fresh
-        fresh = self._spool.offer(IN_FLIGHT - len(positions), recent=True, in_flight=positions)
+        room = IN_FLIGHT - len(positions)
+        fresh = offer(room, recent=True, in_flight=leave, without_newest=hold)
         stream.add(fresh, backlog=False)
-        room = min(BACKLOG - backlog, IN_FLIGHT - len(positions) - len(fresh))
-        older = self._spool.offer(room, recent=False, in_flight=positions)
+        room = min(BACKLOG - backlog, room - len(fresh))
+        older = offer(room, recent=False, in_flight=leave)
         stream.add(older, backlog=True)
         return fresh + older
+
+    def _hold_s(self) -> float:
+        """How long the newest frame shall still wait, s; one that stops sends at once."""
+        return 0.0 if self._stopping.is_set() else self._newest_at_s - time.monotonic()
 
     def _wait(self, stream: _Stream) -> bool:
         """Wait for something to do. False when this stream has nothing left to send."""
@@ -319,14 +394,12 @@ class Uplink:
         if self._credentials.stale():
             return False  # the next stream takes the new files; this one ends once it is answered
         if self._stopping.is_set():
-            if now_s >= self._flush_until_s or self._spool.pending() <= len(positions):
+            left = self._spool.pending() - len(positions) - len(self._patience.held())
+            if now_s >= self._flush_until_s or left <= 0:
                 return False
             stream.changed.wait(self._flush_until_s - now_s)
-        elif oldest_s is None:
-            stream.changed.wait()
-        elif (left_s := oldest_s + self._ack_timeout_s - now_s) > 0:
-            stream.changed.wait(left_s)
-        else:
+            return True
+        if oldest_s is not None and oldest_s + self._ack_timeout_s <= now_s:
             self._rarely.warn(
                 "silent",
                 "the collector at %s has acknowledged nothing for %.0f s: connecting anew",
@@ -335,7 +408,19 @@ class Uplink:
             )
             self._cancel()
             return False
+        waits_s = [
+            None if oldest_s is None else oldest_s + self._ack_timeout_s - now_s,
+            hold_s if (hold_s := self._hold_s()) > 0 else None,
+            self._patience.next_due_s(),
+        ]
+        stream.changed.wait(min((s for s in waits_s if s is not None), default=None))
         return True
+
+
+def spread_s(node: str, window_ms: int) -> float:
+    """How long after its windows' end a node sends, s: the same at every start, below SPREAD_MS."""
+    digest = hashlib.sha256(node.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") % min(SPREAD_MS, window_ms) / 1000
 
 
 def address(collector: str, insecure: bool) -> tuple[str, int]:
