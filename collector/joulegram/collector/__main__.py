@@ -33,10 +33,16 @@ from joulegram.collector.nodes import check_retired, record_retired
 from joulegram.collector.retry import Retry
 from joulegram.collector.rollup import Rollup
 from joulegram.collector.rules import check_rules
+from joulegram.collector.security.config import SecurityConfig
+from joulegram.collector.security.guard import Guard
+from joulegram.collector.security.peers import GRPC_OPTIONS
+from joulegram.collector.security.tls import Certificates
 from joulegram.collector.standing import Standing
 from joulegram.collector.teams import record_rules
 from joulegram.collector.totals import EnergyTotals, TeamGrams
+from joulegram.collector.web.access import Access
 from joulegram.collector.web.api import create_app
+from joulegram.collector.web.patience import web_config
 from joulegram.collector.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -47,6 +53,7 @@ TABLES = {
     "grid": GridConfig,
     "teams": TeamsConfig,
     "clickhouse": ClickhouseConfig,
+    "security": SecurityConfig,
 }
 
 SERVERS_EVERY_S = 2.0
@@ -59,6 +66,7 @@ def run(
     grid: GridConfig,
     teams: TeamsConfig,
     clickhouse: ClickhouseConfig,
+    security: SecurityConfig,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit status.
 
@@ -67,8 +75,9 @@ def run(
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    agents = Address.parse("listen", collector.listen, collector.insecure)
-    web = Address.parse("http", collector.http, collector.insecure)
+    agents = Address.parse("listen", collector.listen, collector.insecure or security.tls)
+    web = Address.parse("http", collector.http, collector.insecure or security.tls)
+    guard = Guard(security)
     check_retired(collector.retired)
     data = collector.data.expanduser().absolute()
     # Before the ledger is opened: who cannot serve shall not write settings into it. gRPC
@@ -84,7 +93,7 @@ def run(
             plan(ledger, cluster=clickhouse.cluster).check_current()
         where = f"on {', '.join(clickhouse.hosts)}" if clickhouse.hosts else str(data)
         with web.bound("http") as web_socket:
-            asyncio.run(_serve(ledger, where, agents, web_socket, collector, grid, teams))
+            asyncio.run(_serve(ledger, where, agents, web_socket, collector, grid, teams, guard))
     finally:
         if not ledger.close(LEDGER_END_S):
             # A query still runs, and nobody waits for it any more. Nothing is lost by this.
@@ -115,6 +124,7 @@ async def _serve(
     collector: CollectorConfig,
     grid: GridConfig,
     team_rules: TeamsConfig,
+    guard: Guard,
 ) -> None:
     now_ms = time.time_ns() // 1_000_000
     sites.record_site(ledger, sites.site_of(grid), now_ms)
@@ -123,6 +133,7 @@ async def _serve(
 
     registry = CollectorRegistry()
     counters.register(registry)
+    guard.register(registry)
     energy = EnergyTotals()
     energy.load(ledger)
     live = live_state.Live(team_of=live_state.by_rules(check_rules(team_rules.rules)))
@@ -131,15 +142,24 @@ async def _serve(
     registry.register(CollectorMetrics(live, energy, standing))
     feeds = Feeds(ledger, grid, registry)
     writer = Writer(ledger, on_durable=[rollup.touch, live.on_durable, energy.on_durable])
-    intake = Intake(Retry(writer), raw_days=collector.raw_days)
+    intake = Intake(Retry(writer), raw_days=collector.raw_days, peers=guard.peers)
 
     app = create_app(
-        ledger=ledger, rollup=rollup, live=live, standing=standing, feeds=feeds, registry=registry
+        ledger=ledger,
+        rollup=rollup,
+        live=live,
+        standing=standing,
+        feeds=feeds,
+        registry=registry,
+        # Only where this machine alone is served can it be said by which names.
+        access=Access(guard.readers, guard.hosts if _is_local(web_socket) else None),
     )
-    web = _Web(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
-    grpc_server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=STREAMS_MAX)
+    web = _Web(web_config(app, guard.certificates))
+    grpc_server = grpc.aio.server(
+        options=(*SERVER_OPTIONS, *GRPC_OPTIONS), maximum_concurrent_rpcs=STREAMS_MAX
+    )
     add_intake(intake, grpc_server)
-    port = agents.listen(grpc_server)
+    port = agents.listen(grpc_server, guard.certificates)
 
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -148,6 +168,7 @@ async def _serve(
     serving = asyncio.create_task(web.serve(sockets=[web_socket]))
     background = [
         asyncio.create_task(feeds.run()),
+        asyncio.create_task(guard.run()),
         asyncio.create_task(rollup.run()),
         asyncio.create_task(retention.run(ledger, rollup, collector.raw_days)),
     ]
@@ -157,7 +178,7 @@ async def _serve(
     await grpc_server.start()
     sys.stderr.write(
         f"joulegram collector: ledger {where}, agents on {agents.shown(port)}, "
-        f"page http://{_shown(web_socket)}\n"
+        f"page {'http' if guard.certificates is None else 'https'}://{_shown(web_socket)}\n"
     )
     sys.stderr.flush()
     stopped = asyncio.create_task(stop.wait())
@@ -205,8 +226,8 @@ class Address:
         if not insecure and not _is_loopback(host):
             raise BadSetting(
                 f"collector.{key} = {text!r} is open to other machines, and there is no TLS: "
-                "anyone there could send or read energy. Listen on 127.0.0.1, or say --insecure "
-                "where the network is trusted."
+                "anyone there could send or read energy. Listen on 127.0.0.1, set tls_cert and "
+                "tls_key in [security], or say --insecure where the network is trusted."
             )
         return cls(host, int(port))
 
@@ -214,10 +235,15 @@ class Address:
         """HOST:PORT with the port that was found."""
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
-    def listen(self, server: grpc.aio.Server) -> int:
+    def listen(self, server: grpc.aio.Server, certificates: Certificates | None) -> int:
         """Open the port for agents; returns it. Raises BadSetting when it is taken."""
+        here = self.shown(self.port)
         try:
-            port: int = server.add_insecure_port(self.shown(self.port))
+            port: int = (
+                server.add_insecure_port(here)
+                if certificates is None
+                else server.add_secure_port(here, certificates.for_agents())
+            )
         except RuntimeError as exc:
             raise BadSetting(self._taken("listen")) from exc
         return port
@@ -247,6 +273,10 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_local(bound: socket.socket) -> bool:
+    return _is_loopback(bound.getsockname()[0])
 
 
 def _shown(bound: socket.socket) -> str:

@@ -17,6 +17,7 @@ import grpc
 
 from joulegram.collector import counters
 from joulegram.collector.packed import Unreadable, read_frame
+from joulegram.collector.security.peers import Peer, Peers
 from joulegram.collector.stages import Busy, Stage
 from joulegram.collector.validate import MAX_NAME, validate
 from joulegram.v1.telemetry_pb2 import DESCRIPTOR, Ack, Frame, Refusal, SeqRange
@@ -42,6 +43,7 @@ SERVER_OPTIONS = (
 class _Stream:
     """What one agent's stream waits for."""
 
+    peer: Peer
     node: str = ""  # of its first frame; the stream speaks for nobody else
     waiting: list[Frame] = field(default_factory=list)  # read a moment ago
     waiting_bytes: int = 0
@@ -54,6 +56,12 @@ class _Stream:
     # Set when there is something to acknowledge, or nothing left to wait for.
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     reader: asyncio.Task[None] | None = None
+
+    def end(self) -> None:
+        """Read no more; it ends by itself once all that was sent is acknowledged."""
+        if self.reader is not None:
+            self.reader.cancel()
+        self.changed.set()
 
     @property
     def unsaid(self) -> int:
@@ -76,6 +84,7 @@ class Intake(TelemetryServiceServicer):
         stage: Stage,
         *,
         raw_days: float,
+        peers: Peers | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         stream_max_bytes: int = 2 * 2**20,
         total_max_bytes: int = 256 * 2**20,
@@ -83,6 +92,7 @@ class Intake(TelemetryServiceServicer):
         linger_s: float = 0.02,
     ) -> None:
         self._stage = stage
+        self._peers = peers or Peers()
         self._raw_days = raw_days
         self._now_ms = now_ms
         self._stream_max_bytes = stream_max_bytes
@@ -102,7 +112,11 @@ class Intake(TelemetryServiceServicer):
         """Serve one agent until it closes the stream, or until `drain`."""
         if self._draining:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the collector is stopping")
-        stream = _Stream()
+        async with self._peers.admit(context) as peer:
+            await self._serve(context, _Stream(peer))
+
+    async def _serve(self, context: Any, stream: _Stream) -> None:
+        stream.peer.end = stream.end
         self._open[id(stream)] = stream
         counters.STREAMS.inc()
         stream.reader = asyncio.create_task(self._read(context, stream))
@@ -117,9 +131,7 @@ class Intake(TelemetryServiceServicer):
         """Read no more. Streams end by themselves once all they sent is acknowledged."""
         self._draining = True
         for stream in self._open.values():
-            if stream.reader is not None:
-                stream.reader.cancel()
-            stream.changed.set()
+            stream.end()
 
     async def _read(self, context: Any, stream: _Stream) -> None:
         try:
@@ -148,6 +160,11 @@ class Intake(TelemetryServiceServicer):
                 await self._freed.wait_for(room)
 
     def _take(self, stream: _Stream, frame: Frame) -> None:
+        if denied := stream.peer.denies(frame.node):
+            self._refuse(stream, frame, "node", denied)
+            stream.changed.set()
+            return
+        stream.peer.took_frame(frame.node)
         wrong = validate(frame, stream.node or frame.node, self._now_ms(), self._raw_days)
         if wrong is not None:
             self._refuse(stream, frame, *wrong)

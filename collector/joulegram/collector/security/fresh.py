@@ -1,6 +1,5 @@
 """Values read from files, and read again when the files change."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,11 +71,3 @@ class Fresh(Generic[T]):
             else:
                 found.append((status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
         return found
-
-
-async def keep_fresh(refreshes: Sequence[Callable[[], object]], every_s: float = EVERY_S) -> None:
-    """Look for changed files until cancelled. They are small and local: no thread is needed."""
-    while True:
-        await asyncio.sleep(every_s)
-        for refresh in refreshes:
-            refresh()

@@ -1,0 +1,58 @@
+"""All of [security], made once at the start, before anything is opened or served."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from joulegram.collector.security import fresh, peers, tls
+from joulegram.collector.security.config import SecurityConfig
+from joulegram.collector.security.fresh import Fresh
+from joulegram.collector.security.peers import Peers
+from joulegram.collector.security.tls import Certificates
+from joulegram.collector.security.tokens import Reader, Tokens, readers
+
+
+class Guard:
+    """Certificates, tokens, and who may send."""
+
+    def __init__(self, config: SecurityConfig) -> None:
+        """Raises: BadSetting naming the file that cannot be used, and what to do."""
+        # The collector's own directory changes later; the files are looked for again and again.
+        config = replace(
+            config,
+            tls_cert=_absolute(config.tls_cert),
+            tls_key=_absolute(config.tls_key),
+            client_ca=_absolute(config.client_ca),
+            agent_tokens=_absolute(config.agent_tokens),
+            read_tokens=_absolute(config.read_tokens),
+        )
+        self.certificates = Certificates(config) if config.tls else None
+        self.peers = Peers(config)
+        self.hosts = config.hosts
+        self.readers: Fresh[Tokens[Reader]] | None = None
+        if (path := config.read_tokens) is not None:
+            self.readers = Fresh("read_tokens", [path], lambda: readers(path))
+
+    def register(self, registry: CollectorRegistry) -> None:
+        """Show what is counted of it in a registry."""
+        for module in (fresh, peers, tls):
+            module.register(registry)
+
+    async def run(self, every_s: float = fresh.EVERY_S) -> None:
+        """Take changed files until cancelled. They are small and local: no thread is needed."""
+        refreshes: list[Callable[[], object]] = [self.peers.refresh]
+        if self.certificates is not None:
+            refreshes.append(self.certificates.refresh)
+        if self.readers is not None:
+            refreshes.append(self.readers.refresh)
+        while True:
+            await asyncio.sleep(every_s)
+            for refresh in refreshes:
+                refresh()
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return path and path.absolute()
