@@ -21,7 +21,6 @@ def connection(config: KafkaConfig, *, bootstrap_s: float = 10.0) -> dict[str, A
         "security_protocol": scheme + ("SSL" if config.tls else "PLAINTEXT"),
         "bootstrap_timeout_ms": round(bootstrap_s * 1000),
         "reconnect_backoff_max_ms": 2_000,
-        "metrics_enabled": False,
     }
     for name, path in (
         ("ssl_cafile", config.ca_file),

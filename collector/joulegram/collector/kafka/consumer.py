@@ -137,6 +137,7 @@ class FromKafka:
         session_ms = round(self.config.session_timeout_s * 1000)
         client = KafkaConsumer(
             **connection(self.config),
+            metrics_enabled=False,
             group_id=self.config.group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",

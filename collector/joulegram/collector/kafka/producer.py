@@ -159,6 +159,7 @@ class Producer:
         timeout_ms = round(self._config.delivery_timeout_s * 1000)
         client = KafkaProducer(
             **connection(self._config),
+            metrics_enabled=False,
             acks="all",
             enable_idempotence=True,
             linger_ms=0,

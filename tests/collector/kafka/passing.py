@@ -1,0 +1,160 @@
+"""Frames through a real broker into a ledger, within a test's event loop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from kafka import KafkaConsumer, TopicPartition
+
+from joulegram.collector.kafka.config import KafkaConfig
+from joulegram.collector.kafka.consumer import FromKafka
+from joulegram.collector.kafka.letters import DeadLetters, Letter
+from joulegram.collector.kafka.producer import Producer, Record
+from joulegram.collector.kafka.stage import ToKafka
+from joulegram.collector.ledger.ledger import Ledger
+from joulegram.collector.stages import Busy, Stage
+from joulegram.collector.writer import Writer
+from joulegram.v1.telemetry_pb2 import Frame
+from tests.collector.made_frames import NOW_MS
+
+
+async def eventually(holds: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not holds():
+            await asyncio.sleep(0.05)
+    assert holds(), what
+
+
+@contextlib.asynccontextmanager
+async def producing(settings: KafkaConfig) -> AsyncIterator[Producer]:
+    producer = Producer(settings)
+    producer.start()
+    await eventually(lambda: producer.ready, "a producer")
+    try:
+        yield producer
+    finally:
+        await producer.close()
+
+
+async def put(stage: Stage, frames: Sequence[Frame]) -> None:
+    """As an agent does: offer again what was refused as busy."""
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                assert not await stage.send(frames)
+                return
+            except Busy:
+                await asyncio.sleep(0.2)
+
+
+@dataclass
+class Writing:
+    """A writer of the group with a stage of its own."""
+
+    reader: FromKafka
+    task: "asyncio.Task[None]"
+    ended: Callable[[], object]
+
+    async def stop(self) -> None:
+        self.reader.close()
+        await self.task
+        self.ended()
+
+
+@contextlib.asynccontextmanager
+async def writing(
+    settings: KafkaConfig, ledger: Ledger, *, raw_days: float = 90.0, stage: Stage | None = None
+) -> AsyncIterator[Writing]:
+    """A member of the group that stores into `ledger`; its clock stands at NOW_MS."""
+    writer = Writer(ledger, group_s=0.02, now_ms=lambda: NOW_MS)
+    committing = asyncio.create_task(writer.run())
+    producer = Producer(settings)
+    producer.start()
+    reader = FromKafka(
+        settings,
+        stage or writer,
+        DeadLetters(settings, producer),
+        raw_days,
+        now_ms=lambda: NOW_MS,
+    )
+    made = Writing(reader, asyncio.create_task(reader.run()), writer.close)
+    try:
+        yield made
+    finally:
+        await made.stop()
+        await committing
+        await producer.close()
+
+
+def to_kafka(settings: KafkaConfig, producer: Producer) -> ToKafka:
+    return ToKafka(settings, producer)
+
+
+async def raw_record(producer: Producer, settings: KafkaConfig, value: bytes) -> None:
+    """A record that no intake would make."""
+    await producer.put([Record(settings.topic, 0, value)])
+
+
+def letters(settings: KafkaConfig) -> list[Letter]:
+    """All dead letters."""
+    consumer = KafkaConsumer(bootstrap_servers=list(settings.brokers), enable_auto_commit=False)
+    partition = TopicPartition(settings.dead_letter_topic, 0)
+    consumer.assign([partition])
+    consumer.seek_to_beginning(partition)
+    end = consumer.end_offsets([partition])[partition]
+    found: list[Letter] = []
+    while consumer.position(partition) < end:
+        for records in consumer.poll(timeout_ms=1000).values():
+            found += [Letter.read(one.value, one.headers) for one in records]
+    consumer.close()
+    return found
+
+
+def committed(settings: KafkaConfig) -> int:
+    """Records that the group has committed, all partitions."""
+    consumer = KafkaConsumer(bootstrap_servers=list(settings.brokers), group_id=settings.group)
+    found = [
+        consumer.committed(TopicPartition(settings.topic, number)) or 0
+        for number in range(settings.partitions)
+    ]
+    consumer.close()
+    return sum(found)
+
+
+def written(settings: KafkaConfig) -> int:
+    """Records in the topic, all partitions."""
+    consumer = KafkaConsumer(bootstrap_servers=list(settings.brokers))
+    partitions = [TopicPartition(settings.topic, n) for n in range(settings.partitions)]
+    end = sum(consumer.end_offsets(partitions).values())
+    consumer.close()
+    return end
+
+
+@dataclass
+class Stored:
+    """What the ledger says, as its readers see it."""
+
+    ledger: Ledger
+    nodes: Sequence[str] = field(default=())
+
+    def frames(self) -> int:
+        return self._one("SELECT count() AS n FROM rows FINAL WHERE row = 0")
+
+    def energy_uj(self) -> int:
+        return self._one(
+            "SELECT sum(energy_uj) AS n FROM devices FINAL WHERE (node, window, epoch, seq) IN "
+            "(SELECT node, window, epoch, seq FROM rows WHERE row = 0)"
+        )
+
+    def rows_uj(self) -> int:
+        return self._one(
+            "SELECT sum(cpu_uj + dram_uj + gpu_uj + other_uj) AS n FROM rows FINAL WHERE row > 0"
+        )
+
+    def inserted_headers(self) -> int:
+        """Headers as they lie there, those inserted twice included."""
+        return self._one("SELECT count() AS n FROM rows WHERE row = 0")
+
+    def _one(self, sql: str) -> int:
+        return int(self.ledger.query(sql).to_pylist()[0]["n"])
