@@ -46,6 +46,7 @@ class ChdbLedger:
     """
 
     exclusive: bool = True
+    cluster: str = ""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,8 @@ class ChdbLedger:
                 session = self._open(READ_SETTINGS)
                 session.query("USE joulegram")
                 self._local.session = session
-            return self._local.session.query(sql, "ArrowTable", params=dict(params or {}))
+            given = {name: _escaped(value) for name, value in (params or {}).items()}
+            return self._local.session.query(sql, "ArrowTable", params=given)
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Refuse what comes, wait for what runs, let the directory go.
@@ -136,6 +138,13 @@ class ChdbLedger:
         for key, value in settings.items():
             session.query(f"SET {key} = {value}")
         return session
+
+
+def _escaped(value: Value) -> Value:
+    """As ClickHouse reads a parameter: texts with the escapes of its tab-separated format."""
+    if not isinstance(value, str):
+        return value
+    return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
 
 
 def _lock(path: Path) -> int:
