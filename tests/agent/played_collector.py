@@ -26,11 +26,18 @@ class Received:
 
 
 class Drop(Exception):
-    """Raised by a test's behaviour: end the stream with this status."""
+    """Raised by a test's behaviour: end the stream with this status; OK is a clean end."""
 
-    def __init__(self, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
+    def __init__(
+        self,
+        code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE,
+        details: str = "as the test says",
+        trailing: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         super().__init__(code)
         self.code = code
+        self.details = details
+        self.trailing = trailing
 
 
 def acknowledge(frame: Received) -> Ack | None:
@@ -51,6 +58,7 @@ class PlayedCollector:
     received: list[Received] = field(default_factory=list)
     acked: Counter[tuple[int, int]] = field(default_factory=Counter)
     streams: int = 0
+    options: tuple[tuple[str, int], ...] = ()
     changed: threading.Condition = field(default_factory=threading.Condition)
     server: Any = None
 
@@ -59,7 +67,9 @@ class PlayedCollector:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self.server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+        self.server = grpc.server(
+            ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0), *self.options]
+        )
         handler: Any = grpc.stream_stream_rpc_method_handler(
             self._report, request_deserializer=None, response_serializer=Ack.SerializeToString
         )
@@ -95,7 +105,10 @@ class PlayedCollector:
                 with self.changed:
                     self.received.append(one)
                     self.changed.notify_all()
-                context.abort(drop.code, "as the test says")
+                context.set_trailing_metadata(drop.trailing)
+                if drop.code is grpc.StatusCode.OK:
+                    return
+                context.abort(drop.code, drop.details)
             with self.changed:
                 self.received.append(one)
                 for durable in ack.durable if ack else ():

@@ -52,6 +52,7 @@ def test_every_count_is_there_and_promtool_is_content(tmp_path: Path) -> None:
     metrics.frame(frame)
     metrics.frame(frame)
     metrics.tick(0.002)
+    metrics.unwritten(2, 60)
     spool.count_lost(made_frame(9), "disk")
     port = free_port()
     stop = metrics.serve(f"127.0.0.1:{port}")
@@ -70,6 +71,9 @@ def test_every_count_is_there_and_promtool_is_content(tmp_path: Path) -> None:
                  quality="modelled") == (2 * 10**15 + 2) / 1e6  # fmt: skip
     assert value("device_coverage_ratio", device="cpu0") == 0.5
     assert [value("spool_frames", state=s) for s in ("pending", "acked", "refused")] == [1, 1, 1]
+    assert value("spool_usable") == 1
+    assert (value("unwritten_frames"), value("unwritten_limit_frames")) == (2, 60)
+    assert value("frames_restamped_total") == 0
     assert value("spool_limit_bytes") == 5_000_000
     assert 0 < value("spool_bytes") < 5_000_000
     assert value("spool_oldest_pending_seconds") == 70

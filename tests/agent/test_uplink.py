@@ -158,10 +158,14 @@ def test_a_bounded_number_waits_and_a_backlog_takes_half(spool: Spool) -> None:
 
 
 def test_fresh_frames_overtake_a_backlog(spool: Spool) -> None:
-    fill(spool, 300)
+    fill(spool, 1000)
+    unacknowledged = 0
 
     def slow(frame: Received) -> Ack | None:
+        nonlocal unacknowledged
         time.sleep(0.005)
+        stats = uplink.stats()
+        unacknowledged = max(unacknowledged, stats.sent - stats.acked)
         return acknowledge(frame)
 
     with playing(PlayedCollector(slow)) as collector, linked(spool, collector.address) as uplink:
@@ -173,7 +177,8 @@ def test_fresh_frames_overtake_a_backlog(spool: Spool) -> None:
             collector.wait_for(lambda seq=seq: (9, seq) in bodies(collector))  # type: ignore[misc]
             arrived = [(one.epoch, one.seq) for one in collector.received].index((9, seq))
             assert arrived - at <= IN_FLIGHT
-            assert spool.pending() > 50
+            assert spool.pending() > 500
+    assert IN_FLIGHT // 2 < unacknowledged <= IN_FLIGHT
 
 
 def test_frames_wait_for_a_collector_that_is_not_there_yet(

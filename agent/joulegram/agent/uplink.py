@@ -351,11 +351,11 @@ class Uplink:
                     self._sent += 1
                     yield stamped(frame.body, time.time_ns() // 1_000_000)
                 if not batch and not self._wait(stream):
-                    return
+                    break
         except SpoolFailed as exc:
             self._rarely.warn("spool", "%s", exc)
-        finally:
-            stream.finished = True
+        # Not in a `finally`: gRPC closes this generator when the collector has ended the stream.
+        stream.finished = not stream.ended
 
     def _next(self, stream: _Stream) -> list[Spooled]:
         positions, backlog, _ = stream.waiting()
