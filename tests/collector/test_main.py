@@ -11,7 +11,7 @@ import grpc
 import httpx
 import pytest
 
-from joulegram.collector.__main__ import Address
+from joulegram.collector.addresses import Address
 from joulegram.collector.errors import BadSetting
 from joulegram.v1.telemetry_pb2 import Frame
 from joulegram.v1.telemetry_pb2_grpc import TelemetryServiceStub

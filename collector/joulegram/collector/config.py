@@ -38,9 +38,23 @@ class CollectorConfig:
     insecure: bool = field(
         default=False, metadata={"help": "listen beyond loopback without TLS all the same"}
     )
+    role: str = field(
+        default="all",
+        metadata={
+            "help": "what this process does: all, or some of intake,writer,grid,web (writer apart "
+            "from intake takes [kafka]; any apart from writer takes [clickhouse])"
+        },
+    )
     raw_days: float = field(
         default=90.0,
         metadata={"help": "days that rows of processes are kept; older frames are refused"},
+    )
+    slot_months: int = field(
+        default=13,
+        metadata={
+            "help": "whole months before this one whose 5-minute slots are kept; of older ones "
+            "what each team drew stays"
+        },
     )
     retired: Mapping[str, str] = field(
         default_factory=dict,
@@ -56,6 +70,11 @@ class CollectorConfig:
             raise BadSetting(
                 f"collector.raw_days = {self.raw_days:g}: write 1 or more days, and more than "
                 "agents' spools can hold: an older frame is refused."
+            )
+        if self.slot_months < 1 or self.slot_months * 28 < self.raw_days + 1:
+            raise BadSetting(
+                f"collector.slot_months = {self.slot_months}: write months, more than raw_days = "
+                f"{self.raw_days:g} days: slots are made from raw rows and outlive them."
             )
 
 

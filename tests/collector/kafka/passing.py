@@ -128,7 +128,7 @@ def written(settings: KafkaConfig) -> int:
     partitions = [TopicPartition(settings.topic, n) for n in range(settings.partitions)]
     end = sum(consumer.end_offsets(partitions).values())
     consumer.close()
-    return end
+    return int(end)
 
 
 @dataclass

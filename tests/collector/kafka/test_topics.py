@@ -61,7 +61,7 @@ def test_what_would_lose_frames_is_refused_with_its_remedy(
 
 def test_too_few_copies_in_sync(settings: KafkaConfig) -> None:
     check_topics(settings)
-    with pytest.raises(BadSetting, match="min.insync.replicas = 1"):
+    with pytest.raises(BadSetting, match=r"min\.insync\.replicas = 1"):
         check_topics(_two(settings))
 
 

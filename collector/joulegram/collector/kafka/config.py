@@ -1,8 +1,9 @@
 """What an operator may say of Kafka: table [kafka]. Imports Python's own library alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from joulegram.collector.errors import BadSetting
 
@@ -118,6 +119,15 @@ class KafkaConfig:
         """Whether Kafka stands between intake and writer."""
         return bool(self.brokers)
 
+    def at_home(self) -> Self:
+        """The same with absolute paths, for a process that moves to another directory."""
+        paths = {
+            name: path.expanduser().absolute()
+            for name in ("ca_file", "cert_file", "key_file", "password_file")
+            if (path := getattr(self, name)) is not None
+        }
+        return replace(self, **paths)
+
     def __post_init__(self) -> None:
         """Raises: BadSetting for a value that cannot hold."""
         for broker in self.brokers:
@@ -173,3 +183,20 @@ class KafkaConfig:
             raise BadSetting("kafka.tls is false and certificates are named: set tls = true.")
         if bool(self.cert_file) != bool(self.key_file):
             raise BadSetting("kafka.cert_file and kafka.key_file belong together: give both.")
+
+
+def check_retention(config: KafkaConfig, raw_days: float) -> None:
+    """Whether what waits in Kafka can still be stored when it comes.
+
+    Args:
+        raw_days: how long the ledger keeps rows; an older frame is parked.
+    Raises: BadSetting naming both.
+    """
+    longest_days = config.retention_days + config.dead_letter_days
+    if config.on and raw_days <= longest_days:
+        raise BadSetting(
+            f"collector.raw_days = {raw_days:g} is not above kafka.retention_days + "
+            f"kafka.dead_letter_days = {longest_days:g}: a frame could come out of Kafka too old "
+            "for the ledger. Raise raw_days, with the age of agents' spools (spool_max_days) added "
+            "on top, or lower the others."
+        )

@@ -106,15 +106,19 @@ def create_app(
             return _failure(404, f"no file {name}", "the page is at /")
         return assets.serve(request, found)
 
-    guard = access or Access()
+    protect(app, access or Access())
+    return app
+
+
+def protect(app: FastAPI, access: Access) -> None:
+    """Ask `access` of every request; give every answer its headers, every error its form."""
 
     @app.middleware("http")
     async def guarded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Any:
-        return guard.refuses(request, _failure) or await answer(request)
+        return access.refuses(request, _failure) or await answer(request)
 
     app.middleware("http")(_with_headers)
     _speak_plainly(app)
-    return app
 
 
 async def _with_headers(

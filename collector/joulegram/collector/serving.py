@@ -1,0 +1,269 @@
+"""One process of a collector while it runs: the parts of its roles, wired and ended in order."""
+
+import asyncio
+import contextlib
+import gc
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import grpc
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+from joulegram.collector import counters, retention, sites
+from joulegram.collector import live as live_state
+from joulegram.collector.addresses import Address, is_local, shown
+from joulegram.collector.config import CollectorConfig, GridConfig, TeamsConfig
+from joulegram.collector.grid.feeds import Feeds
+from joulegram.collector.intake import SERVER_OPTIONS, STREAMS_MAX, Intake, add_intake
+from joulegram.collector.kafka.config import KafkaConfig
+from joulegram.collector.ledger.ledger import Ledger
+from joulegram.collector.metrics import CollectorMetrics
+from joulegram.collector.nodes import check_retired, record_retired
+from joulegram.collector.retry import Retry
+from joulegram.collector.roles import GRID, INTAKE, WEB, WRITER
+from joulegram.collector.rollup import Rollup
+from joulegram.collector.rules import check_rules
+from joulegram.collector.security.guard import Guard
+from joulegram.collector.security.peers import GRPC_OPTIONS
+from joulegram.collector.stages import Stage
+from joulegram.collector.standing import Standing
+from joulegram.collector.teams import record_rules
+from joulegram.collector.totals import EnergyTotals, TeamGrams
+from joulegram.collector.web.access import Access
+from joulegram.collector.web.api import create_app
+from joulegram.collector.web.patience import web_config
+from joulegram.collector.web.probe import create_probe
+from joulegram.collector.writer import Writer
+from joulegram.v1.telemetry_pb2 import Frame
+
+OnDurable: TypeAlias = Callable[[Sequence[Frame]], None]
+
+STREAMS_END_S = 2.0
+LEDGER_END_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator said, one value per table."""
+
+    collector: CollectorConfig
+    grid: GridConfig
+    teams: TeamsConfig
+    kafka: KafkaConfig
+    guard: Guard
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What runs in this process. `main` must not end before we are told to stop."""
+
+    main: list["asyncio.Task[None]"] = field(default_factory=list)
+    background: list["asyncio.Task[None]"] = field(default_factory=list)
+    # Run one after the other when we stop: from where frames come in to where they are durable.
+    endings: list[Callable[[], Coroutine[Any, Any, None]]] = field(default_factory=list)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self.main.append(task)
+        return task
+
+    def behind(self, *work: Coroutine[Any, Any, None]) -> None:
+        self.background += map(asyncio.create_task, work)
+
+
+async def serve(
+    roles: frozenset[str],
+    settings: Settings,
+    ledger: Ledger | None,
+    where: str,
+    agents: Address,
+    web_socket: socket.socket,
+) -> None:
+    """Serve until SIGTERM or SIGINT, or until a part ends.
+
+    Args:
+        ledger: None where no role of this process needs it.
+        where: the ledger, in words.
+    """
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    registry = CollectorRegistry()
+    counters.register(registry)
+    guard = settings.guard
+    guard.register(registry)
+    # Only where this machine alone is served can it be said by which names.
+    access = Access(guard.readers, guard.hosts if is_local(web_socket) else None)
+    parts = _Parts()
+    parts.behind(guard.run())
+    rollup = None if ledger is None else Rollup(ledger)
+    said = [] if ledger is None else [f"ledger {where}"]
+
+    feeds = None
+    if GRID in roles:
+        assert ledger is not None
+        _record(ledger, settings)
+        feeds = Feeds(ledger, settings.grid, registry)
+        parts.behind(feeds.run())
+
+    on_durable: list[OnDurable] = []
+    if WEB in roles:
+        assert ledger is not None and rollup is not None
+        energy = EnergyTotals()
+        energy.load(ledger)
+        rules = check_rules(settings.teams.rules)
+        live = live_state.Live(team_of=live_state.by_rules(rules))
+        standing = Standing(ledger, rollup, TeamGrams(ledger))
+        registry.register(CollectorMetrics(live, energy, standing))
+        on_durable = [live.on_durable, energy.on_durable]
+        app = create_app(
+            ledger=ledger,
+            rollup=rollup,
+            live=live,
+            standing=standing,
+            feeds=feeds or _NoFeeds(),
+            registry=registry,
+            access=access,
+        )
+    else:
+        app = create_probe(registry, access)
+
+    stage: Stage | None = None
+    if WRITER in roles:
+        assert ledger is not None and rollup is not None
+        stage = _writer(parts, settings, ledger, rollup, on_durable)
+    if settings.kafka.on:
+        stage = _kafka(parts, roles, settings, ledger, registry, stage, on_durable)
+    if INTAKE in roles:
+        assert stage is not None
+        port = await _intake(parts, settings, stage, agents)
+        said.append(f"agents on {agents.shown(port)}")
+
+    web = _Web(web_config(app, guard.certificates))
+    serving = parts.run(web.serve(sockets=[web_socket]))
+    # What is loaded by now stays: the garbage collector need not look through it for every burst.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    scheme = "http" if guard.certificates is None else "https"
+    said.append(f"{'page' if WEB in roles else 'metrics'} {scheme}://{shown(web_socket)}")
+    sys.stderr.write(f"joulegram collector: {', '.join(said)}\n")
+    sys.stderr.flush()
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({stopped, *parts.main}, return_when=asyncio.FIRST_COMPLETED)
+
+    # Whatever ended first, agents get their last acknowledgements before we leave.
+    web.should_exit = True
+    for task in (*parts.background, stopped):
+        task.cancel()
+    for end in reversed(parts.endings):
+        await end()
+    ended = await asyncio.gather(serving, *parts.main, *parts.background, return_exceptions=True)
+    for failure in ended:
+        if isinstance(failure, Exception):
+            raise failure
+    if ledger is not None:
+        await asyncio.to_thread(ledger.close, LEDGER_END_S)
+
+
+def _record(ledger: Ledger, settings: Settings) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    sites.record_site(ledger, sites.site_of(settings.grid), now_ms)
+    record_rules(ledger, settings.teams.rules, now_ms)
+    record_retired(ledger, check_retired(settings.collector.retired), now_ms)
+
+
+def _writer(
+    parts: _Parts,
+    settings: Settings,
+    ledger: Ledger,
+    rollup: Rollup,
+    on_durable: Sequence[OnDurable],
+) -> Writer:
+    writer = Writer(ledger, on_durable=[rollup.touch, *on_durable])
+    parts.run(writer.run())
+    parts.behind(rollup.run(), retention.run(ledger, rollup, settings.collector.raw_days))
+
+    async def end() -> None:
+        writer.close()
+
+    parts.endings.append(end)
+    return writer
+
+
+def _kafka(
+    parts: _Parts,
+    roles: frozenset[str],
+    settings: Settings,
+    ledger: Ledger | None,
+    registry: CollectorRegistry,
+    writer: Stage | None,
+    on_durable: Sequence[OnDurable],
+) -> Stage:
+    """Put Kafka before the writer, where one is here; the stage for an intake."""
+    # Imported here: who has no Kafka does not pay for its client.
+    from joulegram.collector.kafka import counters as kafka_counters
+    from joulegram.collector.kafka import lag
+    from joulegram.collector.kafka.consumer import FromKafka
+    from joulegram.collector.kafka.letters import DeadLetters
+    from joulegram.collector.kafka.producer import Producer
+    from joulegram.collector.kafka.stage import ToKafka
+
+    kafka_counters.register(registry)
+    producer = Producer(settings.kafka)
+    producer.start()
+    parts.endings.append(producer.close)
+    parts.behind(lag.run(settings.kafka))
+    if writer is not None:
+        reader = FromKafka(
+            settings.kafka,
+            writer,
+            DeadLetters(settings.kafka, producer),
+            settings.collector.raw_days,
+        )
+        reading = parts.run(reader.run())
+
+        async def end() -> None:
+            reader.close()
+            await asyncio.wait({reading})
+
+        parts.endings.append(end)
+    return ToKafka(settings.kafka, producer)
+
+
+async def _intake(parts: _Parts, settings: Settings, stage: Stage, agents: Address) -> int:
+    guard = settings.guard
+    intake = Intake(Retry(stage), raw_days=settings.collector.raw_days, peers=guard.peers)
+    server = grpc.aio.server(
+        options=(*SERVER_OPTIONS, *GRPC_OPTIONS), maximum_concurrent_rpcs=STREAMS_MAX
+    )
+    add_intake(intake, server)
+    port = agents.listen(server, guard.certificates)
+    await server.start()
+
+    async def end() -> None:
+        intake.drain()
+        await server.stop(STREAMS_END_S)
+
+    parts.endings.append(end)
+    return port
+
+
+class _NoFeeds:
+    """The grid is asked by another process."""
+
+    def states(self) -> list[Any]:
+        return []
+
+
+class _Web(uvicorn.Server):
+    """uvicorn without its signal handlers: ours stop the streams too."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
