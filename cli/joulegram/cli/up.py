@@ -23,6 +23,7 @@ from joulegram.cli.settings import Given, Settings
 
 HELP = "Meter this machine: start collector and agent, keep them running, show where the page is."
 
+COLLECTOR_TABLES = ("collector", "grid", "teams", "clickhouse", "security", "kafka")
 AGENT_STOPS_S = 2.5
 COLLECTOR_STOPS_S = 2.0
 ANSWERS_WITHIN_S = 60.0  # a first start migrates the ledger and compiles nothing; be patient
@@ -46,14 +47,21 @@ class _Up:
         self.page = _address(said["collector.http"])
         self.grpc = _address(said["collector.listen"])
         self.own = _address(said["agent.http"]) if said["agent.http"].value else None
+        if said["security.tls_cert"].value or said["security.read_tokens"].value:
+            raise UsageError(
+                "joulegram up is for one machine that talks to itself, without tls_cert and "
+                "read_tokens in [security]; with them start `joulegram collector` and `joulegram "
+                "agent` each by itself"
+            )
         self.settings = settings
         self.stopping = asyncio.Event()
         to_agent = _arguments(settings, ("agent",))
         if said["agent.collector"].origin == "default":
             to_agent.append(f"--collector={_reachable(self.grpc)}")
-        self.collector = Child(
-            "collector", _command("collector", _arguments(settings, ("collector", "grid", "teams")))
+        to_collector = _arguments(
+            settings, ("collector", "grid", "teams", "clickhouse", "security")
         )
+        self.collector = Child("collector", _command("collector", to_collector))
         self.agent = Child("agent", _command("agent", to_agent))
 
     async def run(self) -> int:
