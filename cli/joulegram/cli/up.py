@@ -58,9 +58,7 @@ class _Up:
         to_agent = _arguments(settings, ("agent",))
         if said["agent.collector"].origin == "default":
             to_agent.append(f"--collector={_reachable(self.grpc)}")
-        to_collector = _arguments(
-            settings, ("collector", "grid", "teams", "clickhouse", "security")
-        )
+        to_collector = _arguments(settings, COLLECTOR_TABLES)
         self.collector = Child("collector", _command("collector", to_collector))
         self.agent = Child("agent", _command("agent", to_agent))
 
