@@ -215,3 +215,50 @@ def test_rows_sum_to_the_power_beyond_every_bound(joules: list[float]) -> None:
     assert shown_w == pytest.approx(now.total_w)
     assert len(now.workloads) <= live.MAX_WORKLOADS + 1
     assert len(now.processes) <= live.MAX_PROCESSES
+
+
+def play(clock: Clock, state: Live, sequence: str) -> list[bool]:
+    """Frames of agents named by letters, as `a0 b0 a1`; after each, whether two are alive."""
+    epochs = {"a": Node("n1", epoch=1), "b": Node("n1", epoch=2), "c": Node("n1", epoch=3)}
+    said = []
+    for word in sequence.split():
+        frame = epochs[word[0]].frame(T0 + int(word[1:]) * STEP, [Row(IDLE, cpu_j=10.0)])
+        clock.ms = max(clock.ms, frame.window_start_ms + STEP + 200)
+        state.on_durable([frame])
+        said.append(state.now().nodes[0].doubled)
+    return said
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [
+        "a0 a1 a2 a3 a4 a5 a6",
+        "a0 a1 a2 b3 b4 b5 b6",  # a restart
+        "a0 a1 a2 b2 b3 b4 b5",  # within a window
+        "a0 b3 a1 a2 b4 b5 b6",  # its spool comes after its first frame
+        "a0 b0 b1 c1 c2 c3",  # two restarts
+        "a0 a0 a1 a1 a2 a2 a3 a3",  # everything twice: a replay
+    ],
+)
+def test_a_restart_is_no_duplicate_node(clock: Clock, state: Live, sequence: str) -> None:
+    assert not any(play(clock, state, sequence))
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [
+        "a0 b0 a1 b1 a2 b2",
+        "b0 a0 a1 b1 a2 b2",
+        "a0 a1 b0 a2 b1 a3 b2",  # one of them is late
+        "a0 b0 c0 a1 b1 c1 a2 b2",
+    ],
+)
+def test_two_epochs_alive_at_once_are_a_duplicate_node(
+    clock: Clock, state: Live, sequence: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = play(clock, state, sequence)
+    assert said.index(True) == len(said) - 1  # as soon as three windows are shared
+    assert "duplicate_node: two agents report as node 'n1'" in caplog.text
+    # One of them ends: three windows later all is well.
+    assert play(clock, state, "a3 a4 a5 a6")[-1] is False
+    assert caplog.text.count("duplicate_node") == 2

@@ -5,18 +5,22 @@ are kept, unread; they are read when somebody looks. Bounded: at `max_nodes` the
 from least recently is forgotten, which is counted; the ledger forgets nothing.
 """
 
+import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from joulegram.collector import rules as team_rules
+from joulegram.collector.doubled import Epochs
 from joulegram.collector.rules import RESERVED_KINDS
 from joulegram.v1.telemetry_pb2 import Frame, Workload
+
+log = logging.getLogger(__name__)
 
 COMPONENTS = ("cpu", "dram", "gpu", "other")
 MAX_NODES = 20_000
@@ -75,6 +79,7 @@ class NodePower:
     coverage: float  # measured fraction of the window, mean over devices
     workloads: Sequence[WorkloadPower]
     processes: Sequence[ProcessPower]
+    doubled: bool = False  # two agents report under this name at once
 
     @property
     def total_w(self) -> float:
@@ -108,6 +113,8 @@ class _Newest:
     frames: list[Frame]
     read: NodePower | None = None
     skew_ms: int = 0
+    epochs: Epochs = field(default_factory=Epochs)
+    doubled: bool = False
 
 
 def _no_team(workload: Workload) -> str:
@@ -143,6 +150,8 @@ class Live:
 
     def _keep(self, frame: Frame, received_at_ms: int) -> None:
         known = self._newest.get(frame.node)
+        if known is not None:
+            _note_epoch(known, frame)
         if known is not None and frame.window_start_ms < known.window_start_ms:
             return
         # The clock of the node against ours, judged by the sending, never by the window's age.
@@ -154,9 +163,12 @@ class Live:
             frames = [*known.frames[-MAX_FRAMES_OF_A_WINDOW + 1 :], frame]
         else:
             frames = [frame]
-        self._newest[frame.node] = _Newest(
-            frame.window_start_ms, received_at_ms, frames, skew_ms=skew_ms
-        )
+        newest = _Newest(frame.window_start_ms, received_at_ms, frames, skew_ms=skew_ms)
+        if known is None:
+            _note_epoch(newest, frame)
+        else:
+            newest.epochs, newest.doubled = known.epochs, known.doubled
+        self._newest[frame.node] = newest
         self._newest.move_to_end(frame.node)
         if len(self._newest) > self.max_nodes:
             self._newest.popitem(last=False)
@@ -182,6 +194,8 @@ class Live:
         for entry in newest:
             if entry.read is None:
                 entry.read = read_window(entry.frames, entry.received_at_ms, self.team_of)
+            if entry.read.doubled != entry.doubled:
+                entry.read = replace(entry.read, doubled=entry.doubled)
             (silent if _is_silent(entry, at_ms) else current).append(entry.read)
         return together(at_ms, current, silent)
 
@@ -202,6 +216,21 @@ def by_rules(rules: Sequence[Mapping[str, str]], now_ms: ClockMs = _wall_clock_m
         return team_rules.team_of(rules, who, now_ms() // 1000)
 
     return team_of
+
+
+def _note_epoch(entry: _Newest, frame: Frame) -> None:
+    entry.epochs.seen(frame.window_start_ms, frame.epoch)
+    if entry.epochs.doubled != entry.doubled:
+        entry.doubled = not entry.doubled
+        if entry.doubled:
+            log.warning(
+                "duplicate_node: two agents report as node %r at once, and their energy adds up "
+                "under one name. Give each node a name of its own (`node` in [agent]; a cloned "
+                "machine may have kept the name of its template).",
+                frame.node,
+            )
+        else:
+            log.warning("duplicate_node: one agent alone reports as node %r again", frame.node)
 
 
 def _same(one: Frame, other: Frame) -> bool:

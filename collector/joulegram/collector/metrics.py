@@ -71,6 +71,14 @@ SIMULATED = Family(
     "Nodes whose newest window was made by a simulator. Above 0, totals hold made-up energy.",
     "one series",
 )
+DUPLICATE_NODE = Family(
+    "joulegram_duplicate_node",
+    "gauge",
+    ("node",),
+    "1 while two agents report under this node's name at once; absent otherwise. Their energy adds "
+    "up under one name: give each node its own.",
+    "20,000 nodes",
+)
 QUALITY_POWER = Family(
     "joulegram_quality_power_watts",
     "gauge",
@@ -163,9 +171,9 @@ BUILD_INFO = Family(
 )
 
 FAMILIES = (
-    ENERGY, NODE_POWER, NODE_COVERAGE, NODE_REPORTING, SIMULATED, QUALITY_POWER, WORKLOAD_POWER,
-    TEAM_POWER, TEAM_GRAMS, TEAM_WITHHELD, INTENSITY, INTENSITY_INFO, PUE, NEWEST_WINDOW, LIVE_NODES,
-    LIVE_NODES_LIMIT, LIVE_NODES_FORGOTTEN, REFRESH_FAILING, BUILD_INFO,
+    ENERGY, NODE_POWER, NODE_COVERAGE, NODE_REPORTING, DUPLICATE_NODE, SIMULATED, QUALITY_POWER,
+    WORKLOAD_POWER, TEAM_POWER, TEAM_GRAMS, TEAM_WITHHELD, INTENSITY, INTENSITY_INFO, PUE,
+    NEWEST_WINDOW, LIVE_NODES, LIVE_NODES_LIMIT, LIVE_NODES_FORGOTTEN, REFRESH_FAILING, BUILD_INFO,
 )  # fmt: skip
 
 Sample = tuple[Sequence[str], float]
@@ -212,6 +220,7 @@ def _of_nodes(now: Now) -> Iterator[Metric]:
     reporting = {n.node for n in now.nodes}
     yield _metric(NODE_REPORTING, [((n.node,), n.node in reporting) for n in everyone])
     yield _metric(SIMULATED, [((), sum(n.simulated for n in everyone))])
+    yield _metric(DUPLICATE_NODE, [((n.node,), 1) for n in now.nodes if n.doubled])
     yield _metric(QUALITY_POWER, _top(now.quality_w, 8))
 
 

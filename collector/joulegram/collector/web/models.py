@@ -115,6 +115,7 @@ class Node(BaseModel):
     host_node: str = Field(description="the node that this guest VM runs on, or empty")
     simulated: bool
     silent: bool
+    duplicate: bool = Field(description="two agents report under this name at once")
     power_w: float = Field(description="W; 0 while silent")
     components_w: dict[str, float] = Field(description="by component, W")
     quality_w: dict[str, float] = Field(description="by quality of the reading, W")

@@ -97,6 +97,7 @@ def _node(node: NodePower, silent: bool) -> models.Node:
         host_node=node.host_node,
         simulated=node.simulated,
         silent=silent,
+        duplicate=node.doubled and not silent,
         power_w=0.0 if silent else node.total_w,
         components_w={} if silent else dict(node.power_w),
         quality_w={} if silent else dict(node.quality_w),
