@@ -17,15 +17,17 @@ def run(argv: Sequence[str]) -> int:
     print(f"# configuration file: {settings.file or 'none'}")
     for table in tables:
         print(f"\n[{table}]")
-        lines = [
-            (f"{one.key.name} = {_shown(one)}", one.origin)
-            for one in settings.given
-            if one.key.table == table
-        ]
+        lines = [(_line(one), one.origin) for one in settings.given if one.key.table == table]
         width = min(60, max(len(text) for text, _ in lines))
         for text, origin in lines:
             print(f"{text:<{width}}  # {origin}")
     return 0
+
+
+def _line(given: Given) -> str:
+    if given.value is None:  # TOML has no word for nothing
+        return f"# {given.key.name} ="
+    return f"{given.key.name} = {_shown(given)}"
 
 
 def _shown(given: Given) -> str:

@@ -52,7 +52,7 @@ def run(argv: list[str]) -> int:
         "components": asked.components,
     }
     given = {name: value for name, value in params.items() if value is not None}
-    answer = api.get(api.chosen_url(asked.url), "/api/v1/report", given)
+    answer = api.get(api.chosen(asked), "/api/v1/report", given)
     # Names are anybody's: a terminal or locale that cannot show one shows `?` instead.
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -255,7 +255,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="0..10000",
         help="rows of the table (default 40; 0: all)",
     )
-    parser.add_argument("--url", metavar="URL", help=api.URL_HELP)
+    api.add_flags(parser)
     return parser.parse(argv)
 
 

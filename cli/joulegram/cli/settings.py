@@ -35,7 +35,7 @@ from joulegram.cli.values import (
 # Kubernetes tells pods about a service called joulegram-agent by JOULEGRAM_AGENT_PORT and
 # the like: those are not misspelt keys.
 SERVICE_LINK = re.compile(r"(.*_)?(SERVICE_(HOST|PORT)|PORT)(_.*)?")
-NOT_OF_A_TABLE = ("JOULEGRAM_CONFIG", "JOULEGRAM_URL")
+NOT_OF_A_TABLE = ("JOULEGRAM_CA", "JOULEGRAM_CONFIG", "JOULEGRAM_TOKEN_FILE", "JOULEGRAM_URL")
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,21 +31,24 @@ Now = Mapping[str, Any]
 def run(argv: list[str]) -> int:
     """Show now until Ctrl-C; with --once, or into a pipe, show it once. The exit status."""
     asked = _arguments(argv)
-    url = api.chosen_url(asked.url)
+    collector = api.chosen(asked)
     console = Console()
     if asked.once or not console.is_terminal:
-        now = api.get(url, "/api/v1/now", {"top": asked.rows})
-        console.print(draw(now, url, asked.rows, console.width))
+        now = api.get(collector, "/api/v1/now", {"top": asked.rows})
+        console.print(draw(now, collector.url, asked.rows, console.width))
         return 0
     # Whoever asks for a live view wants to leave it by Ctrl-C: that is no failure.
     with contextlib.suppress(KeyboardInterrupt):
-        watch(console, url)
+        watch(console, collector)
     return 0
 
 
-def watch(console: Console, url: str, sleep: Callable[[float], None] = time.sleep) -> None:
+def watch(
+    console: Console, collector: api.Collector, sleep: Callable[[float], None] = time.sleep
+) -> None:
     """Draw for ever. A collector missing at the start is an error; later it is waited for."""
-    now = api.get(url, "/api/v1/now", {"top": 100}, timeout_s=10)
+    url = collector.url
+    now = api.get(collector, "/api/v1/now", {"top": 100}, timeout_s=10)
     with Live(console=console, screen=True, auto_refresh=False) as live:
         problem = ""
         while True:
@@ -57,7 +60,7 @@ def watch(console: Console, url: str, sleep: Callable[[float], None] = time.slee
             live.update(Group(*shown), refresh=True)
             sleep(EVERY_S)
             try:
-                now = api.get(url, "/api/v1/now", {"top": 100}, timeout_s=10)
+                now = api.get(collector, "/api/v1/now", {"top": 100}, timeout_s=10)
                 problem = ""
             except CliError:
                 problem = f"{url} stopped answering; these numbers are of {now['at']}."
@@ -202,7 +205,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="joulegram top", description=HELP, epilog="Ctrl-C ends it.", allow_abbrev=False
     )
-    parser.add_argument("--url", metavar="URL", help=api.URL_HELP)
+    api.add_flags(parser)
     parser.add_argument("--once", action="store_true", help="print once and end")
     parser.add_argument(
         "--rows",
