@@ -27,11 +27,11 @@ def test_only_days_that_no_frame_can_reach_go_and_their_slots_stay(ledger: Ledge
     frames = [frame(1, epoch=d + 1, start_ms=START_MS - d * DAY_MS) for d in range(6)]
     keep(ledger, frames)
     rollup = Rollup(ledger)
-    assert drop_expired(ledger, rollup, 2.0, TODAY) == 2
+    assert len(drop_expired(ledger, rollup, 2.0, 13, TODAY)) == 6
     kept = [f"{TODAY - timedelta(days=d):%Y%m%d}" for d in (3, 2, 1, 0)]
     for table in ("rows", "devices", "reservations"):
         assert days(ledger, table) == kept
-    assert drop_expired(ledger, rollup, 2.0, TODAY) == 0
+    assert drop_expired(ledger, rollup, 2.0, 13, TODAY) == []
     rollup.refresh(*EVER)
     Rollup(ledger).refresh(*EVER)
     assert slots(ledger) == expected(frames)

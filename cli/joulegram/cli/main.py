@@ -25,6 +25,7 @@ Operators
   joulegram agent      meters this node, sends to a collector
   joulegram collector  receives, keeps the ledger, asks the grid, serves page, API and /metrics
   joulegram resend     sent frames go to the collector again, after its ledger was restored
+  joulegram schema     shows, plans and applies the schema of the ledger
   joulegram config     every setting in force, and where it comes from
 
   joulegram COMMAND --help    what a command takes

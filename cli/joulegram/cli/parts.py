@@ -4,7 +4,8 @@ A part (group `joulegram.parts`) is a module with
     HELP     one sentence
     TABLES   {table of the configuration: its dataclass}
     OPTIONS  a dataclass of flags that belong to one run; may be left out
-    run      run(**{table: value}, options=value) -> exit status
+    WORDS    {word: help}, one of which must follow the part's name; may be left out
+    run      run(**{table: value}, options=value, word=word) -> exit status
 Group `joulegram.tables` names every table's dataclass, so that the configuration can be
 read without importing any part.
 """
@@ -36,18 +37,40 @@ def run(name: str, argv: Sequence[str]) -> int:
         part: ModuleType = parts()[name].load()
         options: type | None = getattr(part, "OPTIONS", None)
         of_run = {"": options} if options else {}
-        values = parse(name, part.HELP, {**part.TABLES, **of_run}, argv)
+        words: Mapping[str, str] = getattr(part, "WORDS", {})
+        word, argv = _word(name, part.HELP, words, argv)
+        full_name = f"{name} {word}" if word else name
+        values = parse(full_name, words.get(word, part.HELP), {**part.TABLES, **of_run}, argv)
         if values.file:
             print(f"joulegram {name}: configuration from {values.file}", file=sys.stderr)
         arguments = {table: values.build(table, cls) for table, cls in part.TABLES.items()}
         if options:
             arguments["options"] = values.build("", options)
+        if word:
+            arguments["word"] = word
         status: int = part.run(**arguments)
         return status
     except ModuleNotFoundError as missing:
         if (missing.name or "").startswith("joulegram"):
             raise
         raise CliError(_what_to_install(name, missing.name)) from missing
+
+
+def _word(
+    name: str, help: str, words: Mapping[str, str], argv: Sequence[str]
+) -> tuple[str, Sequence[str]]:
+    """The word after the part's name, and what follows it. Raises: UsageError; SystemExit."""
+    if not words:
+        return "", argv
+    if argv and argv[0] in words:
+        return argv[0], argv[1:]
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"joulegram {name}: {help}\n")
+        for word, meaning in words.items():
+            print(f"  joulegram {name} {word:<8} {meaning}")
+        raise SystemExit(0)
+    found = f"no {argv[0]}; " if argv else ""
+    raise UsageError(f"{name}: {found}write `joulegram {name} {'|'.join(words)}`")
 
 
 def parse(

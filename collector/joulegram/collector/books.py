@@ -178,6 +178,8 @@ class Books:
         begin = np.maximum(slot_s, np.array([span.since_s for span in self._spans])[node])
         end = np.minimum(slot_s + SLOT_S, np.array([span.until_s for span in self._spans])[node])
         expected = np.maximum(end - begin, 0) * 1000.0
+        together = np.array([span.expected_ms is not None for span in self._spans])
+        expected[together[node]] = math.inf  # bounded node by node when they were added up
         covered = np.bincount(cell, chunk.device_covered_ms)
         parts = np.bincount(cell, chunk.device_parts)
         self._covered += np.bincount(
@@ -285,7 +287,8 @@ class Books:
         if (workload, period) not in self._teams:
             at_s = int(self._team_starts[period - 1]) if period else 0
             who = self._workloads.get(workload, _NOBODY)
-            self._teams[workload, period] = team_of(self._ask.rules, who, at_s)
+            # Where slots are gone, rules have decided for good.
+            self._teams[workload, period] = who.get("team") or team_of(self._ask.rules, who, at_s)
         return self._teams[workload, period]
 
     def _name(self, workload: int, node: int, period: int) -> Any:

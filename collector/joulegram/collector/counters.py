@@ -37,6 +37,12 @@ ROLLED_UP = Counter(
 ROLLUP_FAILED = Counter(
     "joulegram_rollup_failures", "Roll-ups that failed, to be tried again.", registry=None
 )
+DROPPED = Counter(
+    "joulegram_retention_dropped_rows",
+    "Rows of partitions older than is kept, dropped, by table.",
+    ["table"],
+    registry=None,
+)
 
 
 def register(registry: CollectorRegistry) -> None:
@@ -53,5 +59,6 @@ def register(registry: CollectorRegistry) -> None:
         FAILED,
         ROLLED_UP,
         ROLLUP_FAILED,
+        DROPPED,
     ):
         registry.register(metric)

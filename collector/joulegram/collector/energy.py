@@ -1,11 +1,13 @@
 """What the ledger holds of a range, by node and slot: entries as columns, in bounded chunks.
 
 Two sources give the same entries: the slots, and, for an answer as of a past date, the raw
-rows of the frames that had landed by then.
+rows of the frames that had landed by then. Where slots are gone (see sealed.py) totals stand in:
+all nodes are one, and a workload is all that a team did.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ from joulegram.collector.accounting.choose import SLOT_S
 from joulegram.collector.ledger.ledger import Ledger, Value
 
 COMPONENTS = ("cpu", "dram", "gpu", "other")
+OLDER_NODES = "(older)"  # all nodes together, where slots are gone
+OLDER = "older"  # a workload: all that a team did there
+TOTALS_S = 31 * 86_400  # of totals at once
 CHUNK_ENTRIES = 1_000_000  # about 150 MB while a chunk is worked on
 
 # The sums of one snapshot: every entry of a (node, slot) comes from one generation, which
@@ -55,7 +60,7 @@ FROM (SELECT *, intDiv(toUInt32(window), {SLOT_S}) * {SLOT_S} AS slot_s FROM row
       WHERE row > 0 AND {_LANDED}) AS r
 GROUP BY slot_s, node, workload, holder
 UNION ALL
-SELECT slot_s, node, 'device', toUInt64(0), toUInt64(0), component,
+SELECT slot_s, node, 'device', toUInt64(0), toUInt64(0), CAST(component AS String),
        toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(0), sum(d.energy_uj),
        sumIf(d.energy_uj, quality = 'derived'),
        sumIf(d.energy_uj, quality NOT IN ('measured', 'derived')),
@@ -70,6 +75,29 @@ SELECT slot_s, node, 'reserved', workload, toUInt64(0), '',
 FROM (SELECT *, intDiv(toUInt32(window), {SLOT_S}) * {SLOT_S} AS slot_s FROM reservations FINAL
       WHERE device = '' AND {_LANDED}) AS v
 GROUP BY slot_s, node, workload"""
+
+_NEWEST_TOTALS = """
+slot >= toDateTime({since:UInt32}, 'UTC') AND slot < toDateTime({until:UInt32}, 'UTC')
+AND (slot, generation) IN (
+    SELECT slot, max(generation) FROM totals
+    WHERE slot >= toDateTime({since:UInt32}, 'UTC') AND slot < toDateTime({until:UInt32}, 'UTC')
+    GROUP BY slot)"""
+
+# As _SLOTS; `component` of team entries is empty, as is `kind` of device entries.
+_TOTALS = f"""
+SELECT toUInt32(slot) AS slot_s, entry, team, kind, component,
+       sum(t.cpu_uj) AS cpu_uj, sum(t.dram_uj) AS dram_uj, sum(t.gpu_uj) AS gpu_uj,
+       sum(t.other_uj) AS other_uj, sum(t.energy_uj) AS energy_uj,
+       sum(t.derived_uj) AS derived_uj, sum(t.modelled_uj) AS modelled_uj,
+       sum(t.covered_ms) AS covered_ms, max(t.simulated) AS simulated
+FROM (SELECT * FROM totals FINAL
+      WHERE entry IN ('team', 'device') AND {_NEWEST_TOTALS}) AS t
+GROUP BY slot_s, entry, team, kind, component ORDER BY slot_s"""
+
+_EXPECTED = f"""
+SELECT sum(ms) AS expected_ms FROM (
+    SELECT slot, max(expected_ms) AS ms FROM totals
+    WHERE entry = 'device' AND {_NEWEST_TOTALS} GROUP BY slot)"""
 
 _RANGE = "slot >= toDateTime({since:UInt32}, 'UTC') AND slot < toDateTime({until:UInt32}, 'UTC')"
 _RAW_RANGE = _RANGE.replace("slot ", "window ")
@@ -121,10 +149,65 @@ def chunks(ledger: Ledger, source: Source, nodes: Mapping[str, int]) -> Iterator
 
     A node whose very first frame arrives while an answer is made is in the next answer.
     """
+    if source.landed_ms is None and OLDER_NODES in nodes:
+        sealed_s = min(sealed_until_s(ledger), source.until_s)
+        for since_s in range(source.since_s, sealed_s, TOTALS_S):
+            piece = Source(since_s, min(since_s + TOTALS_S, sealed_s))
+            yield _older(ledger.query(_TOTALS, piece.params), nodes[OLDER_NODES])
+        source = Source(max(source.since_s, sealed_s), source.until_s)
     for since_s, until_s in _pieces(ledger, source):
         piece = Source(since_s, until_s, source.landed_ms)
         table = ledger.query(_SLOTS if piece.landed_ms is None else _RAW, piece.params)
         yield _chunk(table, nodes)
+
+
+def sealed_until_s(ledger: Ledger) -> int:
+    """Before this (epoch s) totals answer and slots may be gone; 0: nothing is sealed."""
+    found = ledger.query(
+        "SELECT toUInt32(max(valid_from)) AS until_s FROM settings WHERE kind = 'sealed'"
+    )
+    return int(found["until_s"][0].as_py())
+
+
+def totals_expected_ms(ledger: Ledger, since_s: int, until_s: int) -> float:
+    """The time that all nodes together should have measured, where slots are gone."""
+    found = ledger.query(_EXPECTED, {"since": since_s, "until": until_s})
+    return float(found["expected_ms"][0].as_py() or 0.0)
+
+
+def older_workload(team: str, kind: str) -> int:
+    """The id of all that a team did of a kind, where slots are gone."""
+    key = f"{OLDER}\0{team}\0{kind}".encode()
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
+
+
+def _older(table: pa.Table, node: int) -> Chunk:
+    rows = table.to_pylist()
+    work = [row for row in rows if row["entry"] == "team"]
+    devices = [row for row in rows if row["entry"] == "device"]
+    components = {name: index for index, name in enumerate(COMPONENTS)}
+    nothing = np.zeros(0)
+    return Chunk(
+        slot_s=np.array([row["slot_s"] for row in work], np.int64),
+        node=np.full(len(work), node, np.int64),
+        workload=np.array([older_workload(r["team"], r["kind"]) for r in work], np.uint64),
+        holder=np.zeros(len(work), np.uint64),
+        uj=np.array([[r[f"{c}_uj"] for c in COMPONENTS] for r in work], np.uint64).reshape(-1, 4),
+        device_slot_s=np.array([row["slot_s"] for row in devices], np.int64),
+        device_node=np.full(len(devices), node, np.int64),
+        device_component=np.array([components[r["component"]] for r in devices], np.int64),
+        device_uj=np.array([row["energy_uj"] for row in devices], np.uint64),
+        device_quality=np.array(
+            [2 if r["modelled_uj"] else 1 if r["derived_uj"] else 0 for r in devices], np.int64
+        ),
+        device_covered_ms=np.array([row["covered_ms"] for row in devices], np.float64),
+        device_parts=np.ones(len(devices), np.int64),
+        reserved_slot_s=nothing.astype(np.int64),
+        reserved_node=nothing.astype(np.int64),
+        reserved_workload=nothing.astype(np.uint64),
+        reserved_ms=nothing,
+        simulated=any(row["simulated"] for row in rows),
+    )
 
 
 def _pieces(ledger: Ledger, source: Source) -> list[tuple[int, int]]:
@@ -212,7 +295,7 @@ def landed_by(ledger: Ledger, since_s: int, until_s: int, as_of_ms: int) -> Sour
         f"WHERE {_RANGE} GROUP BY node, slot)",
         {"since": since_s, "until": until_s},
     ).to_pylist()
-    if raw["frames"] < (kept["frames"] or 0):
+    if raw["frames"] < (kept["frames"] or 0) or since_s < sealed_until_s(ledger):
         return None
     return Source(since_s, until_s, as_of_ms if raw["later"] else None)
 
@@ -220,31 +303,26 @@ def landed_by(ledger: Ledger, since_s: int, until_s: int, as_of_ms: int) -> Sour
 def heard_s(ledger: Ledger, source: Source) -> dict[str, tuple[int, int]]:
     """{node: (start of its first frame ever, end of its last)}, epoch seconds.
 
-    Of every node seen before the range ends. Frames older than the raw rows are known by their
-    slot, to 5 minutes; the end is 0 where no raw rows are left.
+    Of every node seen before the range ends; the end is 0 where slots do not say it.
     """
-    params: dict[str, Value] = {"until": source.until_s}
-    frames = "devices WHERE"  # far fewer rows than `rows` has
-    if source.landed_ms is not None:
-        params["landed"] = source.landed_ms
-        frames = "rows WHERE row = 0 AND landed_at_ms <= {landed:UInt64} AND"
-    raw = ledger.query(
-        "SELECT node, toUInt32(min(window)) AS first_s, "
-        f"max(toUInt32(window) + intDiv(window_ms, 1000)) AS end_s FROM {frames} "
-        "window < toDateTime({until:UInt32}, 'UTC') GROUP BY node",
-        params,
-    )
     slots = ledger.query(
-        "SELECT node, toUInt32(min(slot)) AS first_s FROM slots "
-        "WHERE slot < toDateTime({until:UInt32}, 'UTC') GROUP BY node",
+        "SELECT node, min(if(first_s > 0, first_s, toUInt32(slot))) AS begin_s, "
+        "max(end_s) AS finish_s FROM slots WHERE entry = 'frames' "
+        "AND slot < toDateTime({until:UInt32}, 'UTC') GROUP BY node",
         {"until": source.until_s},
     )
-    heard = {row["node"]: (int(row["first_s"]), 0) for row in slots.to_pylist()}
-    for row in raw.to_pylist():
-        first_s, _ = heard.get(row["node"], (row["first_s"], 0))
-        if row["first_s"] < first_s + SLOT_S:
-            first_s = row["first_s"]
-        heard[row["node"]] = int(first_s), int(row["end_s"])
+    heard = {row["node"]: (int(row["begin_s"]), int(row["finish_s"])) for row in slots.to_pylist()}
+    if source.landed_ms is not None:
+        raw = ledger.query(
+            "SELECT node, toUInt32(min(window)) AS begin_s, "
+            "max(toUInt32(window) + intDiv(window_ms, 1000)) AS finish_s FROM rows "
+            "WHERE row = 0 AND landed_at_ms <= {landed:UInt64} "
+            "AND window < toDateTime({until:UInt32}, 'UTC') GROUP BY node",
+            {"until": source.until_s, "landed": source.landed_ms},
+        )
+        for row in raw.to_pylist():
+            first_s, _ = heard.get(row["node"], (row["begin_s"], 0))
+            heard[row["node"]] = min(first_s, int(row["begin_s"])), int(row["finish_s"])
     return heard
 
 
@@ -271,10 +349,29 @@ def workload_details(ledger: Ledger, source: Source) -> dict[int, dict[str, Any]
         f"SELECT workload, {newest} FROM workloads WHERE workload IN ({seen}) GROUP BY workload",
         _range(source),
     )
-    return {
+    details = {
         row["workload"]: {
             **{c: row[f"newest_{c}"] for c in columns[:6]},
             "attributes": dict(zip(row["newest_labels"], row["newest_label_values"], strict=True)),
         }
         for row in table.to_pylist()
+    }
+    return details | _older_details(ledger, source)
+
+
+def _older_details(ledger: Ledger, source: Source) -> dict[int, dict[str, Any]]:
+    """As `workload_details`, with the `team` that is theirs for good."""
+    found = ledger.query(
+        f"SELECT DISTINCT team, kind FROM totals WHERE entry = 'team' AND {_RANGE}", _range(source)
+    ).to_pylist()
+    return {
+        older_workload(row["team"], row["kind"]): {
+            "scope": OLDER,
+            "kind": row["kind"],
+            "id": row["team"],
+            **dict.fromkeys(("user", "project", "name"), ""),
+            "attributes": {},
+            "team": row["team"],
+        }
+        for row in found
     }

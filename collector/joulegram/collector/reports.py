@@ -63,7 +63,8 @@ def report(
     Returns: JSON-ready, {since, until, as_of, by, idle_policy, basis, components, pue,
         intensity: {quality: share}, rows: [{key, team, energy_uj, g_co2e, coverage, quality}],
         total: {energy_uj, g_co2e, coverage, quality}, metered_uj} and more. Shares are of the
-        energy. `g_co2e` is None where the intensity of some of the energy is unknown, `team`
+        energy. Before `totals_until`, where it is there, slots are gone and only energy by team
+        is known. `g_co2e` is None where the intensity of some of the energy is unknown, `team`
         where a row belongs to several.
     Raises: BadQuestion naming what is accepted; RuntimeError when the two sums of the energy,
         over devices and over workloads, differ.
@@ -83,13 +84,14 @@ def report(
     energy_as_of = "latest" if source is None else _iso(as_of)
     source = source or energy.Source(since_s, until_s)
 
+    sealed_s = min(energy.sealed_until_s(ledger), until_s)
     grid = rates(ledger, since_s, until_s, as_of_ms, basis)
     kept = [index for index, name in enumerate(COMPONENTS) if name in components]
     books = Books(
         Question(by, idle_policy, kept, teams.rules(ledger, as_of_ms), team),
         grid,
         energy.workload_details(ledger, source),
-        _spans(ledger, source, as_of_ms),
+        spans(ledger, source, as_of_ms),
     )
     for chunk in energy.chunks(ledger, source, books.nodes):
         books.add(chunk)
@@ -113,6 +115,7 @@ def report(
         "total": books.total(),
         "metered_uj": books.metered_uj,
         "nodes": books.node_count,
+        **({"totals_until": _iso(_utc(sealed_s))} if since_s < sealed_s else {}),
         "simulated": books.simulated,
     }
 
@@ -164,15 +167,17 @@ def _check(
         raise BadQuestion("from since to until is more than 20 years; ask for less at once")
 
 
-def _spans(ledger: Ledger, source: energy.Source, as_of_ms: int) -> dict[str, Span]:
+def spans(ledger: Ledger, source: energy.Source, as_of_ms: int) -> dict[str, Span]:
     """{node: when frames of it are expected}, of every node seen before the range ends.
 
-    Guests are left out: their energy is in their host's already.
+    Guests are left out: their energy is in their host's already. Where slots are gone all nodes
+    are one together.
     """
     missing_s = as_of_ms / 1000 - UNDER_WAY_S
     retired = known(ledger, "retired", as_of_ms)
     guests = energy.guests(ledger, source)
-    spans = {}
+    found = {}
+    sealed_s = min(energy.sealed_until_s(ledger), source.until_s)
     for node, (first_s, end_s) in sorted(energy.heard_s(ledger, source).items()):
         if node in guests:
             continue
@@ -180,8 +185,11 @@ def _spans(ledger: Ledger, source: energy.Source, as_of_ms: int) -> dict[str, Sp
         gone = in_force([s for s in retired if s.name == node], source.until_s)
         if gone and gone.value:
             until_s = min(until_s, gone.valid_from_s)
-        spans[node] = Span(max(source.since_s, first_s), until_s)
-    return spans
+        found[node] = Span(max(source.since_s, sealed_s, first_s), until_s)
+    if source.since_s < sealed_s:
+        expected_ms = energy.totals_expected_ms(ledger, source.since_s, sealed_s)
+        found[energy.OLDER_NODES] = Span(source.since_s, sealed_s, expected_ms)
+    return found
 
 
 def _ms(moment: datetime) -> int:

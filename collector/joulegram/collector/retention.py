@@ -1,4 +1,5 @@
-"""Raw rows go after `raw_days`, a whole day at a time; what their slots say stays.
+"""Raw rows go after `raw_days`, a whole day at a time, and slots after `slot_months`, a whole
+month at a time; what their slots, and their totals, say stays.
 
 A day goes a day later than frames of it are refused, so that none can still be on its way to a
 slot that could not be recomputed.
@@ -7,11 +8,16 @@ slot that could not be recomputed.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from joulegram.collector import counters
+from joulegram.collector.errors import BadSetting
 from joulegram.collector.ledger.ledger import Ledger
+from joulegram.collector.ledger.partitions import drop_partition, partitions, period
 from joulegram.collector.rollup import Rollup
+from joulegram.collector.sealed import seal, sealed_until
 
 log = logging.getLogger(__name__)
 
@@ -19,45 +25,108 @@ GRACE = timedelta(days=1)
 EVERY_S = 3600.0
 
 # Rows last: a day of which rows lie without devices is read from its slots.
-TABLES = ("devices", "reservations", "rows")
+RAW_TABLES = ("devices", "reservations", "rows")
+TABLES = (*RAW_TABLES, "slots", "totals", "intensity")
 
 
-def drop_expired(ledger: Ledger, rollup: Rollup, raw_days: float, now: datetime) -> int:
-    """Drop the raw rows of every day that is too old, once its slots hold all of it.
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A partition that went."""
 
-    Returns: how many days went.
+    table: str
+    partition: str
+    rows: int
+
+
+def check_ages(raw_days: float, ages_days: Mapping[str, float]) -> None:
+    """Refuse a retention that a frame may outlive on its way.
+
+    Args:
+        ages_days: {what holds frames back: for how long at most, days}; a frame may meet all.
+    Raises: BadSetting naming them.
     """
-    before = now - timedelta(days=raw_days) - GRACE
-    found = ledger.query(
-        "SELECT DISTINCT partition AS day FROM system.parts WHERE active "
-        "AND database = currentDatabase() AND table IN ('rows', 'devices', 'reservations')"
-    )
-    expired = []
-    for day in sorted(found["day"].to_pylist()):
-        start = datetime.strptime(day, "%Y%m%d").replace(tzinfo=UTC)
-        end = start + timedelta(days=1)
-        if end <= before:
-            rollup.refresh(start, end)
-            expired.append(day)
-    for day in expired:
-        for table in TABLES:
-            ledger.execute(f"ALTER TABLE {table} DROP PARTITION {day}")
-    return len(expired)
+    if sum(ages_days.values()) >= raw_days:
+        met = " + ".join(f"{what} ({days:g})" for what, days in ages_days.items())
+        raise BadSetting(
+            f"collector.raw_days = {raw_days:g} must exceed {met} days: a frame that waited "
+            "there would be refused. Raise raw_days, or lower the others."
+        )
+
+
+def drop_expired(
+    ledger: Ledger, rollup: Rollup, raw_days: float, slot_months: int, now: datetime
+) -> list[Dropped]:
+    """Drop the raw rows of every day that is too old, once its slots hold all of it, and the
+    slots of every month that is too old, once its totals do.
+
+    Returns: what went, oldest first.
+    """
+    dropped = _drop_raw(ledger, rollup, now - timedelta(days=raw_days) - GRACE)
+    return dropped + _drop_slots(ledger, rollup, _months_before(now, slot_months), now)
+
+
+def kept(ledger: Ledger) -> Iterator[str]:
+    """Lines that say what the ledger holds: by table the rows, from when to when."""
+    for table in TABLES:
+        found = partitions(ledger, table)
+        span = f"  {min(found)} to {max(found)}" if found else ""
+        yield f"  {table:<12} {sum(n for _, n in found.values()):>14,} rows{span}"
+    sealed = sealed_until(ledger)
+    if sealed.year > 1970:
+        yield f"  before {sealed:%Y-%m-%d} energy is kept by zone, team and slot alone"
 
 
 async def run(
     ledger: Ledger,
     rollup: Rollup,
     raw_days: float,
+    slot_months: int = 13,
     clock: Callable[[], float] = time.time,
 ) -> None:
     """Look every hour, until cancelled."""
     while True:
         now = datetime.fromtimestamp(clock(), UTC)
         try:
-            gone = await asyncio.to_thread(drop_expired, ledger, rollup, raw_days, now)
-            if gone:
-                log.info("dropped the rows of %d days older than %g days", gone, raw_days)
+            await asyncio.to_thread(drop_expired, ledger, rollup, raw_days, slot_months, now)
         except Exception as exc:
             log.warning("old rows stay, trying again in %g s: %s", EVERY_S, exc)
         await asyncio.sleep(EVERY_S)
+
+
+def _drop_raw(ledger: Ledger, rollup: Rollup, before: datetime) -> list[Dropped]:
+    found = {table: partitions(ledger, table) for table in RAW_TABLES}
+    days = sorted({day for of_table in found.values() for day in of_table})
+    expired = [day for day in days if period(day)[1] <= before]
+    for day in expired:
+        rollup.refresh(*period(day))
+    return [
+        _drop(ledger, table, day, found[table][day][1])
+        for day in expired
+        for table in RAW_TABLES
+        if day in found[table]
+    ]
+
+
+def _drop_slots(ledger: Ledger, rollup: Rollup, before: datetime, now: datetime) -> list[Dropped]:
+    found = partitions(ledger, "slots")
+    expired = [month for month in sorted(found) if period(month)[1] <= before]
+    for month in expired:
+        start, end = period(month)
+        # Sealed but still there: a kill came between the two.
+        if end > sealed_until(ledger):
+            rollup.refresh(start, end)
+            seal(ledger, start, end, int(now.timestamp() * 1000))
+    return [_drop(ledger, "slots", month, found[month][1]) for month in expired]
+
+
+def _drop(ledger: Ledger, table: str, partition: str, rows: int) -> Dropped:
+    drop_partition(ledger, table, partition)
+    log.warning("dropped partition %s of %s, %d rows: older than is kept", partition, table, rows)
+    counters.DROPPED.labels(table).inc(rows)
+    return Dropped(table, partition, rows)
+
+
+def _months_before(now: datetime, months: int) -> datetime:
+    """The start of the month so many before this one."""
+    year, month = divmod(now.year * 12 + now.month - 1 - months, 12)
+    return datetime(year, month + 1, 1, tzinfo=UTC)

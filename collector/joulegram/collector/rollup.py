@@ -10,6 +10,7 @@ not written over and over.
 import asyncio
 import logging
 import math
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ import pyarrow as pa
 
 from joulegram.collector import counters
 from joulegram.collector.ledger.ledger import Ledger, literal
+from joulegram.collector.ledger.partitions import partitions
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ MAX_TOUCHED = 200_000  # beyond it their days are compared whole again
 # Longer than the usual window, so that a slot is made once when it is over and not again at
 # every frame of its 5 minutes. Readers do not wait for it: they refresh what they ask for.
 QUIET_S = 20.0
+# Where others write too, days whose parts changed are compared again this often.
+SHARED_EVERY_S = 60.0
 
 _SLOT = "toUInt32(intDiv(toUInt32(window), 300) * 300)"
 _ENTRY: Mapping[str, pa.DataType] = {
@@ -64,6 +68,8 @@ _ENTRY: Mapping[str, pa.DataType] = {
     "reserved_ms": pa.float64(),
     "simulated": pa.uint8(),
     "host_node": pa.string(),
+    "first_s": pa.uint32(),
+    "end_s": pa.uint32(),
 }
 
 
@@ -74,6 +80,8 @@ class _Made:
     frames: int
     frames_hash: int  # modulo 2^64
     frames_ms: int
+    first_s: int = 0
+    end_s: int = 0
     identities: tuple[tuple[int, int], ...] = ()  # (epoch, seq)
     once: bool = False  # no row of it came twice
 
@@ -94,11 +102,9 @@ class Rollup:
         self._working = threading.Lock()
         self._noting = threading.Lock()
         self._touched: dict[SlotKey, float] = {}  # and when last, monotonic s
-        days = ledger.query(
-            "SELECT DISTINCT partition AS day FROM system.parts "
-            "WHERE database = currentDatabase() AND table = 'rows' AND active"
-        )
-        self._uncompared = {_day_of(day) for day in days["day"].to_pylist()}
+        self._parts = partitions(ledger, "rows")
+        self._uncompared = {_day_of(day) for day in self._parts}
+        self._looked_at_s = monotonic_s()
 
     def touch(self, frames: Iterable[Frame]) -> None:
         """Note where frames became durable. Call it before anybody hears that they are."""
@@ -129,6 +135,8 @@ class Rollup:
         failing = False
         while True:
             try:
+                if not self._ledger.exclusive:
+                    await asyncio.to_thread(self.look_at_others)
                 if self._touched or self._uncompared:
                     await asyncio.to_thread(self.catch_up)
                 failing = False
@@ -138,6 +146,18 @@ class Rollup:
                     log.warning("rolling up failed, trying again every %g s: %s", every_s, exc)
                 failing = True
             await asyncio.sleep(every_s)
+
+    def look_at_others(self, every_s: float = SHARED_EVERY_S) -> None:
+        """Note days to which somebody has written since the last look, at most so often."""
+        if self._monotonic_s() < self._looked_at_s + every_s:
+            return
+        self._looked_at_s = self._monotonic_s()
+        parts = partitions(self._ledger, "rows")
+        with self._noting:
+            self._uncompared |= {
+                _day_of(day) for day, state in parts.items() if self._parts.get(day) != state
+            }
+        self._parts = parts
 
     def _refresh(self, since_s: int, until_s: int, quiet_since_s: float) -> int:
         # Whoever takes a slot holds `_working` until it is written: so a slot that is not due
@@ -231,8 +251,7 @@ class Rollup:
                 if key not in made or _is_newer(now, made[key][1])
             }
             for some in _groups(changed):
-                newest = max((made[key][0] for key in some if key in made), default=0)
-                self._write(some, max(self._now_ms(), newest + 1))
+                self._write(some, self._generations(some, made))
             counters.ROLLED_UP.inc(len(changed))
             return len(changed)
         except BaseException:
@@ -244,13 +263,14 @@ class Rollup:
         # Counting distinct rows is dear, and only needed where some came twice.
         found = self._ledger.query(
             f"SELECT node, {_SLOT} AS slot_s, epoch, seq, max(hash) AS h, max(window_ms) AS ms, "
+            "toUInt32(min(window)) AS begin_s, "
             "count() = max(row_count) + 1 AND max(row) = max(row_count) AND min(row) = 0 AS once "
             f"FROM rows WHERE {_inside(keys, 'window', _SLOT)} GROUP BY node, slot_s, epoch, seq"
         ).to_pylist()
         if not all(row["once"] for row in found):
             found = self._ledger.query(
                 f"SELECT node, {_SLOT} AS slot_s, epoch, seq, max(hash) AS h, "
-                "max(window_ms) AS ms, 0 AS once "
+                "max(window_ms) AS ms, toUInt32(min(window)) AS begin_s, 0 AS once "
                 f"FROM rows WHERE {_inside(keys, 'window', _SLOT)} "
                 "GROUP BY node, slot_s, epoch, seq "
                 "HAVING min(row) = 0 AND uniqExact(row) = max(row_count) + 1"
@@ -263,13 +283,32 @@ class Rollup:
                 len(rows),
                 sum(row["h"] for row in rows) % 2**64,
                 sum(row["ms"] for row in rows),
+                min(row["begin_s"] for row in rows),
+                max(row["begin_s"] + -(-row["ms"] // 1000) for row in rows),
                 tuple((row["epoch"], row["seq"]) for row in rows),
                 all(row["once"] for row in rows),
             )
             for key, rows in frames.items()
         }
 
-    def _write(self, slots: Mapping[SlotKey, _Made], generation: int) -> None:
+    def _generations(
+        self, slots: Mapping[SlotKey, _Made], before: Mapping[SlotKey, tuple[int, _Made]]
+    ) -> dict[SlotKey, int]:
+        """A generation for each slot, greater than the one before.
+
+        Frames never leave a slot, so that more frames win over fewer, whatever the clocks of two
+        writers say and whoever inserts last: count, ms since 1970, and bits that no other has.
+        """
+        now_ms, own = self._now_ms() % 2**42, secrets.randbits(8)
+        return {
+            key: max(
+                min(made.frames, 2**14 - 1) << 50 | now_ms << 8 | own,
+                before[key][0] + 1 if key in before else 0,
+            )
+            for key, made in slots.items()
+        }
+
+    def _write(self, slots: Mapping[SlotKey, _Made], generations: Mapping[SlotKey, int]) -> None:
         # The frames are named, so that the sums over rows, devices and reservations are of the
         # same ones while commits go on.
         identities = ", ".join(
@@ -313,6 +352,8 @@ class Rollup:
                 "frames": [made.frames for made in slots.values()],
                 "frames_hash": pa.array([m.frames_hash for m in slots.values()], pa.uint64()),
                 "frames_ms": [made.frames_ms for made in slots.values()],
+                "first_s": [made.first_s for made in slots.values()],
+                "end_s": [made.end_s for made in slots.values()],
             }
         )
         whole = pa.concat_tables(
@@ -324,7 +365,7 @@ class Rollup:
             ]
         )
         columns = {name: whole[name].combine_chunks() for name in whole.column_names}
-        columns["generation"] = np.full(whole.num_rows, generation, np.uint64)
+        columns["generation"] = _of_slots(columns["node"], columns["slot"], generations)
         self._ledger.insert("slots", columns)
 
 
@@ -332,6 +373,16 @@ def _is_newer(now: _Made, made: _Made) -> bool:
     """Whether a slot should be written anew. Fewer frames mean that its rows are gone."""
     other = (made.frames, made.frames_hash) != (now.frames, now.frames_hash)
     return other and now.frames >= made.frames
+
+
+def _of_slots(node: pa.Array, slot: pa.Array, values: Mapping[SlotKey, int]) -> Any:
+    """The value of each entry's slot, as one array."""
+    encoded = node.dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    cell = slot.to_numpy().astype(np.int64) * len(names) + encoded.indices.to_numpy()
+    cells, entry = np.unique(cell, return_inverse=True)
+    of_cells = [values[names[c % len(names)], c // len(names)] for c in cells.tolist()]
+    return np.array(of_cells, np.uint64)[entry]
 
 
 def _entries(table: pa.Table, entry: str) -> pa.Table:

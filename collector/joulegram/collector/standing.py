@@ -98,6 +98,7 @@ class Standing:
             for sql in (
                 "SELECT count() AS n, toUnixTimestamp(min(window)) AS oldest FROM devices",
                 "SELECT count() AS n, toUnixTimestamp(min(slot)) AS oldest FROM slots",
+                "SELECT count() AS n, toUnixTimestamp(min(slot)) AS oldest FROM totals",
             )
             for row in self.ledger.query(sql).to_pylist()
             if row["n"]

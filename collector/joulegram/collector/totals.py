@@ -16,7 +16,8 @@ from joulegram.v1.telemetry_pb2 import Frame
 MAX_TEAMS = 500
 OTHER = "other"  # the label at the bound
 
-# Raw rows where they are kept, else the slots; a frame counts once its header is there.
+# Raw rows where they are kept, else the slots, else the totals; a frame counts once its header is
+# there.
 RAW_UJ = """
 SELECT node, component, sum(energy_uj) AS uj FROM devices FINAL
 WHERE (node, window, epoch, seq) IN (SELECT node, window, epoch, seq FROM rows WHERE row = 0)
@@ -24,10 +25,17 @@ GROUP BY node, component"""
 SLOTS_UJ = """
 SELECT node, component, sum(energy_uj) AS uj FROM slots FINAL
 WHERE entry = 'device'
+  AND slot >= (SELECT max(valid_from) FROM settings WHERE kind = 'sealed')
   AND slot < (SELECT if(count() = 0, toDateTime('2100-01-01 00:00:00', 'UTC'),
                         toStartOfDay(min(window))) FROM devices)
   AND (node, slot, generation) IN (
       SELECT node, slot, max(generation) FROM slots GROUP BY node, slot)
+GROUP BY node, component"""
+TOTALS_UJ = """
+SELECT node, component, sum(energy_uj) AS uj FROM totals FINAL
+WHERE entry = 'node'
+  AND slot < (SELECT max(valid_from) FROM settings WHERE kind = 'sealed')
+  AND (slot, generation) IN (SELECT slot, max(generation) FROM totals GROUP BY slot)
 GROUP BY node, component"""
 NEWEST = "SELECT count() AS frames, toUnixTimestamp(max(window)) AS newest FROM devices"
 
@@ -48,7 +56,7 @@ class EnergyTotals:
 
     def load(self, ledger: Ledger) -> None:
         """Start from the ledger. Blocking."""
-        for sql in (RAW_UJ, SLOTS_UJ):
+        for sql in (RAW_UJ, SLOTS_UJ, TOTALS_UJ):
             for row in ledger.query(sql).to_pylist():
                 self._add(row["node"], row["component"], int(row["uj"]))
         (newest,) = ledger.query(NEWEST).to_pylist()

@@ -14,9 +14,13 @@ class Span:
 
     since_s: float
     until_s: float
+    expected_ms: float | None = None  # of several nodes together; None: of one, all the time
 
     @property
     def length_ms(self) -> float:
+        """The expected time, ms."""
+        if self.expected_ms is not None:
+            return self.expected_ms
         return max(0.0, self.until_s - self.since_s) * 1000.0
 
 

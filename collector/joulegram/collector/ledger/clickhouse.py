@@ -77,10 +77,12 @@ class ClickhouseLedger:
     """
 
     exclusive: bool = False
+    cluster: str = ""
 
     def __init__(self, config: ClickhouseConfig) -> None:
         self.cluster = config.cluster
         self._config = config
+        self.cluster = config.cluster
         self._hosts = config.addresses
         self._idle: list[_Connection] = []
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)

@@ -12,6 +12,7 @@ class Ledger(Protocol):
     """Tables in columns. Every call may come from any thread."""
 
     exclusive: bool  # nobody but this process writes here
+    cluster: str  # of servers whose tables are replicated; "": none
 
     def insert(self, table: str, columns: Mapping[str, Any]) -> None:
         """Append equal-length columns (numpy arrays, Arrow arrays or lists) as one insert.

@@ -1,0 +1,38 @@
+"""Partitions of a table: which there are, and dropping one, on one server or on all of them."""
+
+from datetime import UTC, datetime, timedelta
+
+from joulegram.collector.ledger.cluster import local
+from joulegram.collector.ledger.ledger import Ledger, literal
+
+
+def partitions(ledger: Ledger, table: str) -> dict[str, tuple[int, int]]:
+    """{partition: (when its parts last changed, epoch s; its rows)}, of whatever server."""
+    # A cluster's `parts` asks every shard; see cluster.databases.
+    source = "parts" if ledger.cluster else "system.parts"
+    found = ledger.query(
+        "SELECT partition, toUInt32(max(modification_time)) AS changed_s, sum(rows) AS n "
+        f"FROM {source} WHERE active AND database = {literal(_holder(ledger))} "
+        f"AND table = {literal(table)} GROUP BY partition ORDER BY partition"
+    )
+    return {row["partition"]: (row["changed_s"], int(row["n"])) for row in found.to_pylist()}
+
+
+def drop_partition(ledger: Ledger, table: str, partition: str) -> None:
+    """Drop one, everywhere. That it is gone already is no error."""
+    everywhere = f" ON CLUSTER `{ledger.cluster}`" if ledger.cluster else ""
+    ledger.execute(f"ALTER TABLE {_holder(ledger)}.{table}{everywhere} DROP PARTITION {partition}")
+
+
+def period(partition: str) -> tuple[datetime, datetime]:
+    """Start and end of a partition named YYYYMMDD or YYYYMM."""
+    if len(partition) == 8:
+        start = datetime.strptime(partition, "%Y%m%d").replace(tzinfo=UTC)
+        return start, start + timedelta(days=1)
+    start = datetime.strptime(partition, "%Y%m").replace(tzinfo=UTC)
+    return start, (start + timedelta(days=31)).replace(day=1)
+
+
+def _holder(ledger: Ledger) -> str:
+    name: str = ledger.query("SELECT currentDatabase() AS name")["name"][0].as_py()
+    return local(name) if ledger.cluster else name
