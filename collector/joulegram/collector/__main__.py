@@ -73,7 +73,7 @@ def run(
         if ledger is not None and ledger.exclusive:
             migrate(ledger)
         elif ledger is not None:
-            plan(ledger, cluster=clickhouse.cluster).check_current()
+            plan(ledger).check_current()
         where = f"on {', '.join(clickhouse.hosts)}" if clickhouse.hosts else str(data)
         with web.bound("http") as web_socket:
             asyncio.run(serve(roles, settings, ledger, where, agents, web_socket))
