@@ -97,7 +97,7 @@ def nodes_of(count: int, prefix: str, seed: int) -> list[Node]:
                 role,
                 round(float(rng.uniform(*kind.cpu_idle_w)), 1),
                 round(float(kind.gpu_idle_w * rng.uniform(0.9, 1.15)), 1),
-                int(rng.integers(86_400, 90 * 86_400)),
+                int(rng.integers(4 * 86_400, 90 * 86_400)),  # before all that runs on it
                 tuple(f"gpu:GPU-{u[:8]}-{u[8:12]}-{u[12:16]}-{u[16:20]}-{u[20:]}" for u in uuids),
             )
         )

@@ -169,7 +169,7 @@ class Maker:
             stays,
             processes,
             workloads,
-            template.SerializeToString(),
+            template.SerializeToString(deterministic=True),
             np.array(workload),
             np.array(gpu),
             np.array(cores),
