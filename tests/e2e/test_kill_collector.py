@@ -14,6 +14,7 @@ import grpc
 import httpx
 
 from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.ledger.migrate import migrate
 from joulegram.collector.rollup import Rollup
 from joulegram.v1.telemetry_pb2 import Frame
@@ -161,22 +162,26 @@ def ready(collector: Program) -> None:
 
 
 def stored(data: Path) -> tuple[dict[str, int], ...]:
-    """By node: count of rows as they lie there, uJ of rows, of devices, and of slots."""
-    energy = "sum(cpu_uj + dram_uj + gpu_uj + other_uj)"
     ledger = ChdbLedger(data)
     try:
         migrate(ledger)
-        Rollup(ledger).refresh(datetime.fromtimestamp(0, UTC), datetime.now(UTC))
-        return tuple(
-            {row["node"]: row["n"] for row in ledger.query(sql).to_pylist()}
-            for sql in (
-                "SELECT node, count() AS n FROM rows GROUP BY node",
-                f"SELECT node, {energy} AS n FROM rows GROUP BY node",
-                "SELECT node, sum(energy_uj) AS n FROM devices FINAL WHERE (node, epoch, seq) IN "
-                "(SELECT node, epoch, seq FROM rows WHERE row = 0) GROUP BY node",
-                f"SELECT node, {energy} AS n FROM slots WHERE (node, slot, generation) IN "
-                "(SELECT node, slot, max(generation) FROM slots GROUP BY node, slot) GROUP BY node",
-            )
-        )
+        return stored_in(ledger)
     finally:
         ledger.close()
+
+
+def stored_in(ledger: Ledger) -> tuple[dict[str, int], ...]:
+    """By node: count of rows as they lie there, uJ of rows, of devices, and of slots."""
+    energy = "sum(cpu_uj + dram_uj + gpu_uj + other_uj)"
+    Rollup(ledger).refresh(datetime.fromtimestamp(0, UTC), datetime.now(UTC))
+    return tuple(
+        {row["node"]: row["n"] for row in ledger.query(sql).to_pylist()}
+        for sql in (
+            "SELECT node, count() AS n FROM rows GROUP BY node",
+            f"SELECT node, {energy} AS n FROM rows GROUP BY node",
+            "SELECT node, sum(energy_uj) AS n FROM devices FINAL WHERE (node, epoch, seq) IN "
+            "(SELECT node, epoch, seq FROM rows WHERE row = 0) GROUP BY node",
+            f"SELECT node, {energy} AS n FROM slots WHERE (node, slot, generation) IN "
+            "(SELECT node, slot, max(generation) FROM slots GROUP BY node, slot) GROUP BY node",
+        )
+    )
