@@ -34,7 +34,7 @@ def settings_of(broker: Broker, **more: Any) -> KafkaConfig:
         min_insync_replicas=1,
         linger_s=0.02,
         delivery_timeout_s=2.0,
-        session_timeout_s=3.0,
+        session_timeout_s=10.0,
     )
     return replace(made, **more)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from kafka import KafkaConsumer, TopicPartition
 
@@ -54,37 +55,72 @@ class Writing:
 
     reader: FromKafka
     task: "asyncio.Task[None]"
-    ended: Callable[[], object]
+    writer: Writer
 
-    async def stop(self) -> None:
-        self.reader.close()
-        await self.task
-        self.ended()
+
+class Before(Stage, Protocol):
+    """A stage of a test that stands before the writer."""
+
+    next: Stage | None
+
+
+class NeverParks:
+    """A dead-letter topic that takes nothing."""
+
+    async def park(self, letters: Sequence[Letter]) -> None:
+        await asyncio.Event().wait()
 
 
 @contextlib.asynccontextmanager
 async def writing(
-    settings: KafkaConfig, ledger: Ledger, *, raw_days: float = 90.0, stage: Stage | None = None
+    settings: KafkaConfig,
+    ledger: Ledger,
+    *,
+    before: Before | None = None,
+    forget: bool = False,
+    parks: bool = True,
 ) -> AsyncIterator[Writing]:
-    """A member of the group that stores into `ledger`; its clock stands at NOW_MS."""
-    writer = Writer(ledger, group_s=0.02, now_ms=lambda: NOW_MS)
+    """A member of the group that stores into `ledger`; its clock stands at NOW_MS.
+
+    Args:
+        forget: it believes that nothing is stored, as one that looked up long ago.
+        parks: whether its dead letters ever arrive.
+    """
+    seen: Any = Blind(ledger) if forget else ledger
+    writer = Writer(seen, group_s=0.02, now_ms=lambda: NOW_MS)
     committing = asyncio.create_task(writer.run())
+    stage: Stage = writer
+    if before is not None:
+        before.next, stage = writer, before
     producer = Producer(settings)
     producer.start()
-    reader = FromKafka(
-        settings,
-        stage or writer,
-        DeadLetters(settings, producer),
-        raw_days,
-        now_ms=lambda: NOW_MS,
-    )
-    made = Writing(reader, asyncio.create_task(reader.run()), writer.close)
+    parking: Any = DeadLetters(settings, producer) if parks else NeverParks()
+    reader = FromKafka(settings, stage, parking, 90.0, now_ms=lambda: NOW_MS, hand_over_s=2.0)
+    made = Writing(reader, asyncio.create_task(reader.run()), writer)
     try:
         yield made
     finally:
-        await made.stop()
+        reader.close()
+        await made.task
+        await asyncio.sleep(0)
+        writer.close()
         await committing
         await producer.close()
+
+
+@dataclass(frozen=True)
+class Blind:
+    """A ledger whose headers cannot be seen."""
+
+    ledger: Ledger
+    exclusive: bool = False
+
+    def query(self, sql: str, params: Any = None) -> Any:
+        found = self.ledger.query(sql, params)
+        return found.slice(0, 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ledger, name)
 
 
 def to_kafka(settings: KafkaConfig, producer: Producer) -> ToKafka:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 RETRY_S = (0.1, 0.5, 1.0, 2.0, 5.0)
-HAND_OVER_S = 10.0  # that partitions may wait for what was read of them, before others read it
+HAND_OVER_S = 10.0
 RECORDS_PER_POLL = 16
 
 
@@ -64,6 +64,7 @@ class FromKafka:
     Args:
         stage: returns once frames are in the ledger.
         raw_days: how long rows are kept; an older frame is parked.
+        hand_over_s: how long partitions that go to another wait for what was read of them.
     """
 
     config: KafkaConfig
@@ -71,6 +72,7 @@ class FromKafka:
     letters: DeadLetters
     raw_days: float
     now_ms: Callable[[], int] = now_ms
+    hand_over_s: float = HAND_OVER_S
 
     _stop: threading.Event = field(default_factory=threading.Event)
     _bites: dict[TopicPartition, deque[_Bite]] = field(default_factory=dict)
@@ -206,7 +208,7 @@ class FromKafka:
         unfinished = [
             bite.kept for partition in gone for bite in self._bites.get(partition, ()) if bite.kept
         ]
-        concurrent.futures.wait(unfinished, HAND_OVER_S)
+        concurrent.futures.wait(unfinished, self.hand_over_s)
         self._commit(client, gone)
         self.abandon(gone)
 
