@@ -7,6 +7,7 @@ from pathlib import Path
 from joulegram.agent.spool import Spool
 from joulegram.agent.spool_home import energy_uj
 from tests.agent.made_frames import made_frame
+from tests.agent.test_spool import fill, mounted
 
 SCRIPT = """
 import logging, resource, sys, threading
@@ -75,3 +76,50 @@ def test_a_disk_that_stays_full_costs_the_oldest_frames(tmp_path: Path) -> None:
     assert found[5:] == list(range(47, 111))
     gone = sum(energy_uj(made_frame(seq, processes=500)) for seq in range(6, 47))
     assert lost == f"disk {gone}\n"
+
+
+FULL_AT_THE_START = """
+import sys, threading
+from pathlib import Path
+from joulegram.agent.config import AgentConfig
+from joulegram.agent.metrics import AgentMetrics
+from joulegram.agent.run import serve
+from tests.agent.made_frames import made_frame
+
+state, ballast = map(Path, sys.argv[1:])
+
+def said(name):
+    for family in metrics.collect():
+        if family.name == f"joulegram_agent_{name}":
+            return [sample.value for sample in family.samples]
+
+class Meter:
+    unsound = 0
+    def frames(self, stop):
+        for seq in range(1, 5):
+            yield made_frame(seq, processes=20)
+        print(said("spool_usable"), said("unwritten_frames"), said("unwritten_limit_frames"))
+        ballast.unlink()
+        yield made_frame(5, processes=20)
+        print(said("spool_usable"), said("unwritten_frames"), said("dropped_joules"))
+
+metrics = AgentMetrics()
+config = AgentConfig(node="n1", state=state, collector="127.0.0.1:1", http="")
+sys.exit(serve(Meter(), config, threading.Event(), metrics=metrics))
+"""
+
+
+def test_an_agent_starts_on_a_full_disk(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=3m") as disk:
+        fill(disk / "ballast")
+        ended = subprocess.run(
+            [sys.executable, "-c", FULL_AT_THE_START, disk / "state", disk / "ballast"],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.splitlines() == ["[0] [4] [60]", "[1] [0] []"], ended.stderr
+        assert "No space left" in ended.stderr or "full" in ended.stderr
+        assert pending(disk / "state") == [1, 2, 3, 4, 5]

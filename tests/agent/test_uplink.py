@@ -318,7 +318,21 @@ def test_beyond_this_machine_plaintext_must_be_asked_for(collector: str) -> None
 
 
 @pytest.mark.parametrize(
-    "collector", ["", ":", "host", "host:", ":7471", "h:0", "h:65536", "h:x", "::1:7471", "[h]:1"]
+    "collector",
+    [
+        "",
+        ":",
+        "host",
+        "host:",
+        ":7471",
+        "h:0",
+        "h:65536",
+        "h:x",
+        "::1:7471",
+        "[h]:1",
+        "[::1:1",
+        "::1]:1",
+    ],
 )
 def test_an_address_that_is_none_is_refused(collector: str) -> None:
     with pytest.raises(UplinkRefused, match="HOST:PORT"):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from itertools import pairwise
 import pytest
 
 from tests.agent.played import Machine
+from tests.servers import joulegram, running, wait_until
 
 STEP_S = 0.25
 
@@ -120,3 +122,40 @@ def test_a_bad_setting_is_refused_with_its_remedy(flags, says):
     assert done.returncode != 0
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("collector", "says"),
+    [("nonsense", "HOST:PORT"), ("[::1:7471", "HOST:PORT"), ("10.0.0.1:7471", "not encrypted")],
+)
+def test_a_collector_that_is_no_address_is_a_wrong_setting(tmp_path, collector, says):
+    done = subprocess.run(
+        joulegram("agent", f"--collector={collector}", f"--state={tmp_path / 'state'}"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_collector_whose_name_does_not_resolve_is_waited_for(tmp_path):
+    machine = Machine(tmp_path / "machine")
+    machine.zone("intel-rapl:0", "package-0", watts=200)
+    machine.task(10, group=b"/system.slice/a.service", cores=1)
+    argv = joulegram(
+        *("agent", "--node=n1", "--tick=0.2", "--window=1", "--agent-http="),
+        *(f"--{name}={machine.root / path}" for name, path in ROOTS.items()),
+        *("--collector=collector.invalid:7471", "--agent-insecure"),
+        f"--state={tmp_path / 'state'}",
+    )
+    with fed(machine), running(argv, tmp_path, name="agent") as agent:
+        wait_until(lambda: "does not resolve" in agent.said(), "a complaint", 30)
+        wait_until(lambda: (tmp_path / "state/spool/frames.db").exists(), "a spool")
+        time.sleep(2)
+        assert agent.stop() == 0
+        found = re.search(r"left in the spool for the next start: (\d+)", agent.said())
+    assert found and int(found[1]) >= 1
+    assert "Traceback" not in agent.said()

@@ -169,7 +169,7 @@ class AgentMetrics(Collector):
         )
 
     def _of_spool(self, spool: SpoolStats) -> Iterator[Metric]:
-        yield _gauge("spool_usable", "0 while the disk does not take part.", spool.usable)
+        yield _gauge("spool_usable", "0 while the disk does not take part.", int(spool.usable))
         yield _gauge("spool_bytes", "What the spool's database holds.", spool.used_bytes)
         yield _gauge("spool_limit_bytes", "What it may hold.", spool.limit_bytes)
         frames = GaugeMetricFamily(

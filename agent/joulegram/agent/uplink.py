@@ -430,9 +430,10 @@ def address(collector: str, insecure: bool) -> tuple[str, int]:
     """
     host, _, port = collector.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
-    in_brackets = bare != host
+    in_brackets = host == f"[{bare}]"
     if (
         not bare
+        or not (in_brackets or bare == host)
         or not (port.isascii() and port.isdecimal() and 0 < int(port) < 2**16)
         or in_brackets != (":" in bare)
     ):
