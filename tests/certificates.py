@@ -47,7 +47,7 @@ class Authority:
     def issue(self, file: str, *names: str, expired: bool = False, **more: Any) -> Pair:
         """A certificate of these names (DNS, addresses, or mail), in `file`.pem and `file`.key."""
         now = datetime.datetime.now(datetime.UTC)
-        life = {"not_before": now - 2 * AN_HOUR, "not_after": now - AN_HOUR} if expired else {}
+        life: Any = {"not_before": now - 2 * AN_HOUR, "not_after": now - AN_HOUR} if expired else {}
         issued = self.ca.issue_cert(*names, **life, **more)
         pair = Pair(self.folder / f"{file}.pem", self.folder / f"{file}.key")
         pair.key.touch(0o600)

@@ -295,7 +295,7 @@ def test_too_many_frames_a_second_are_told_when_to_come_back(tokens: Served) -> 
     answers = report(tokens.channel(), [made("gpu-9") for _ in range(60)], CLUSTER_TOKEN)
     code, details = denied(answers)
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and "frames_per_s" in details
-    assert dict(answers.trailing_metadata())["retry-after"] == "30"
+    assert dict(answers.trailing_metadata())["retry-after-ms"] == "30000"
 
 
 def test_a_revoked_token_ends_its_streams_and_no_others(tokens: Served) -> None:

@@ -23,6 +23,8 @@ SYSTEM_ROOTS = (
     "/etc/ssl/ca-bundle.pem",  # SUSE
     "/etc/ssl/cert.pem",
 )
+# In gRPC's words for a connection that was not made, or was lost.
+OF_CONNECTIONS = ("connect", "socket", "handshake", "ssl", "recvmsg", "reset")
 NODE_HEADER = "joulegram-node-bin"
 TOKEN_MIN = 16  # characters; a shorter one can be guessed from its digest
 LOOK_TIMEOUT_S = 5.0
@@ -72,21 +74,30 @@ class Credentials:
         """Whether a file has changed since `channel`."""
         return self._signature() != self._seen
 
-    def why(self, address: tuple[str, int]) -> str:
-        """What TLS has against this connection, in words; empty when nothing is found."""
+    def why(self, address: tuple[str, int], details: str) -> str:
+        """What TLS has against this connection, in words; empty when nothing is found.
+
+        Args:
+            details: how gRPC says that a stream was UNAVAILABLE. Where a collector has spoken,
+                nobody need look.
+        """
+        if not any(word in details.lower() for word in OF_CONNECTIONS):
+            return ""
         host = address[0]
         try:
             context = self._context()
         except BadSetting as exc:
             return str(exc)
+        shaken = False
         try:
             with (
                 socket.create_connection(address, LOOK_TIMEOUT_S) as plain,
                 context.wrap_socket(plain, server_hostname=host) as connection,
             ):
-                # Whether it took our certificate shows in what it says next: HTTP/2 settings,
-                # or an alert.
-                connection.recv(1)
+                shaken = True
+                # Whether it took our certificate shows now: HTTP/2 settings, or the end.
+                if not connection.recv(1):
+                    return _hung_up("it hung up")
         except ssl.SSLCertVerificationError as exc:
             return (
                 f"the collector's certificate is not accepted: {exc.verify_message}. Is "
@@ -99,12 +110,9 @@ class Credentials:
                 if not self.encrypts:
                     return ""
                 return "the collector there does not speak TLS: give it tls_cert in [security]"
-            return (
-                f"the collector ended the handshake: {reason}. Is this agent's certificate "
-                "(`tls_cert` in [agent]) in date, and signed by the collector's `client_ca`?"
-            )
-        except OSError:
-            return ""
+            return _hung_up(reason)
+        except OSError as exc:
+            return _hung_up(str(exc)) if shaken and not isinstance(exc, TimeoutError) else ""
         if not self.encrypts:
             return (
                 "the collector there speaks TLS: set `tls_ca` in [agent] to the authority that "
@@ -172,6 +180,13 @@ class Credentials:
                 status = None
             found.append((status.st_ino, status.st_mtime_ns, status.st_ctime_ns) if status else ())
         return found
+
+
+def _hung_up(how: str) -> str:
+    return (
+        f"the collector ended the handshake: {how}. It may want a certificate of this agent "
+        "(`tls_cert` in [agent]) that is in date and signed by its `client_ca`"
+    )
 
 
 def _file(key: str, path: Path) -> bytes:

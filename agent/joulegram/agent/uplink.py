@@ -328,7 +328,7 @@ class Uplink:
         stopped = self._stopping.is_set() and code is grpc.StatusCode.CANCELLED
         if not (comeback.normal or stopped):
             if code is grpc.StatusCode.UNAVAILABLE and not self._stopping.is_set():
-                details = self._credentials.why(self._address) or details
+                details = self._credentials.why(self._address, details) or details
             self._rarely.warn(
                 f"stream {code.name}",
                 "no way to the collector at %s: %s (%s). %s",

@@ -24,6 +24,7 @@ from joulegram.collector.security.tokens import Sender, Tokens, senders
 log = logging.getLogger(__name__)
 
 NODE_HEADER = "joulegram-node-bin"  # agents of ours say at the start of a stream who they are
+RETRY_AFTER = "retry-after-ms"  # in the trailing metadata; agents come back no earlier
 BURST_S = 10.0  # of frames a peer may send at once
 PEERS_MAX = 20_000  # whose rate is remembered
 SAY_AGAIN_S = 60.0
@@ -52,7 +53,9 @@ class Denied(Exception):
     ) -> None:
         super().__init__(detail)
         self.code, self.reason, self.detail = code, reason, detail
-        self.trailing = () if retry_after_s is None else (("retry-after", f"{retry_after_s:.0f}"),)
+        self.trailing = (
+            () if retry_after_s is None else ((RETRY_AFTER, f"{retry_after_s * 1000:.0f}"),)
+        )
 
 
 @dataclass(slots=True)
