@@ -24,7 +24,16 @@ START = datetime(2026, 9, 21, 12, tzinfo=UTC)  # the start of a slot
 START_S = int(START.timestamp())
 DIRECT = "average-direct-consumption"
 
-TABLES = ("rows", "devices", "reservations", "workloads", "slots", "intensity", "settings")
+TABLES = (
+    "rows",
+    "devices",
+    "reservations",
+    "workloads",
+    "slots",
+    "totals",
+    "intensity",
+    "settings",
+)
 
 
 class Place:

@@ -2,14 +2,15 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from joulegram.collector import columns
 from joulegram.collector.ledger.ledger import Ledger
-from joulegram.collector.rollup import QUIET_S, SLOT_S, Rollup
+from joulegram.collector.rollup import QUIET_S, SHARED_EVERY_S, SLOT_S, Rollup
 from joulegram.collector.workloads import read_workloads
 from joulegram.collector.writer import Writer
 from joulegram.v1.telemetry_pb2 import Frame
@@ -199,3 +200,68 @@ def test_a_failed_roll_up_is_tried_again(ledger: Ledger) -> None:
     broken.failing = False
     assert rollup.refresh(*EVER) == 1
     assert slots(ledger) == expected([frame(1)])
+
+
+class Meanwhile:
+    """A ledger to which something happens between a roll-up's reading and its writing."""
+
+    exclusive = False
+    cluster = ""
+
+    def __init__(self, ledger: Ledger, happens: Callable[[], None]) -> None:
+        self._ledger = ledger
+        self._happens = happens
+
+    def insert(self, table: str, columns: Mapping[str, Any]) -> None:
+        if table == "slots":
+            self._happens()
+        self._ledger.insert(table, columns)
+
+    def query(self, *arguments: Any) -> Any:
+        return self._ledger.query(*arguments)
+
+
+@pytest.mark.parametrize("slow_clock_ahead_ms", [-3_600_000, 0, 3_600_000])
+def test_of_two_writers_that_race_on_a_slot_more_frames_win(
+    ledger: Ledger, slow_clock_ahead_ms: int
+) -> None:
+    """The slow one read 3 frames and writes last; the other read all 5 and wrote meanwhile."""
+    frames = [frame(seq) for seq in range(1, 6)]
+    keep(ledger, frames[:3])
+
+    def other() -> None:
+        keep(ledger, frames[3:])
+        assert Rollup(ledger, now_ms=lambda: START_MS).refresh(*EVER) == 1
+
+    slow = Meanwhile(ledger, other)
+    now_ms = START_MS + slow_clock_ahead_ms
+    Rollup(slow, now_ms=lambda: now_ms).refresh(*EVER)  # type: ignore[arg-type]
+    assert slots(ledger) == expected(frames)
+    ledger.execute("OPTIMIZE TABLE slots FINAL")
+    assert slots(ledger) == expected(frames)
+    assert Rollup(ledger).refresh(*EVER) == 0
+
+
+def test_what_others_wrote_is_found_without_a_start(ledger: Ledger) -> None:
+    now_s = [0.0]
+    rollup = Rollup(ledger, monotonic_s=lambda: now_s[0])
+    frames = [frame(seq) for seq in range(1, 4)]
+    keep(ledger, frames)  # by a process that is not ours
+    assert rollup.refresh(*EVER) == 0
+    now_s[0] += SHARED_EVERY_S
+    rollup.look_at_others()
+    assert rollup.refresh(*EVER) == 1
+    assert slots(ledger) == expected(frames)
+
+
+def test_a_slot_knows_when_its_frames_began_and_ended(ledger: Ledger) -> None:
+    frames = [frame(seq) for seq in range(4, 8)]
+    keep(ledger, frames)
+    Rollup(ledger).refresh(*EVER)
+    (spoken_of,) = ledger.query(
+        "SELECT first_s, end_s FROM slots WHERE entry = 'frames'"
+    ).to_pylist()
+    assert spoken_of == {
+        "first_s": frames[0].window_start_ms // 1000,
+        "end_s": (frames[-1].window_start_ms + WINDOW_MS) // 1000,
+    }

@@ -311,7 +311,15 @@ def heard_s(ledger: Ledger, source: Source) -> dict[str, tuple[int, int]]:
         "AND slot < toDateTime({until:UInt32}, 'UTC') GROUP BY node",
         {"until": source.until_s},
     )
-    heard = {row["node"]: (int(row["begin_s"]), int(row["finish_s"])) for row in slots.to_pylist()}
+    older = ledger.query(
+        "SELECT node, toUInt32(min(slot)) AS begin_s FROM totals WHERE entry = 'node' "
+        "AND kind != 'guest' AND slot < toDateTime({until:UInt32}, 'UTC') GROUP BY node",
+        {"until": min(source.until_s, sealed_until_s(ledger))},
+    )
+    heard = {row["node"]: (int(row["begin_s"]), 0) for row in older.to_pylist()}
+    for row in slots.to_pylist():
+        first_s, _ = heard.get(row["node"], (row["begin_s"], 0))
+        heard[row["node"]] = min(first_s, int(row["begin_s"])), int(row["finish_s"])
     if source.landed_ms is not None:
         raw = ledger.query(
             "SELECT node, toUInt32(min(window)) AS begin_s, "

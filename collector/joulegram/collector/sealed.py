@@ -32,7 +32,8 @@ _KINDS: dict[str, pa.DataType] = {
     "simulated": pa.uint8(),
 }
 _NODES = """
-SELECT node, component, sum(energy_uj) AS energy_uj FROM slots FINAL
+SELECT node, component, if(max(host_node) = '', '', 'guest') AS kind, sum(s.energy_uj) AS energy_uj
+FROM slots AS s FINAL
 WHERE entry = 'device' AND slot >= toDateTime({since:UInt32}, 'UTC')
   AND slot < toDateTime({until:UInt32}, 'UTC') AND (node, slot, generation) IN (
       SELECT node, slot, max(generation) FROM slots WHERE slot >= toDateTime({since:UInt32}, 'UTC')
@@ -86,11 +87,11 @@ def _seal_day(ledger: Ledger, day_s: int, now_ms: int) -> None:
         due_ms = _due_ms(day_s + of_slot * SLOT_S, since_s[of_node], until_s[of_node])
         np.add.at(covered_ms, of_slot, np.minimum(mean_ms, due_ms))
         cells += len(cell)
-    if not cells:
-        return
     expected_ms = np.array(
         [_due_ms(day_s + i * SLOT_S, since_s, until_s).sum() for i in range(SLOTS)]
     )
+    if not cells and not expected_ms.any():  # before the first node
+        return
     places = sites.sites(ledger, now_ms)
     zone = [sites.site_at(places, day_s + i * SLOT_S).zone for i in range(SLOTS)]
     rows: list[dict[str, Any]] = []

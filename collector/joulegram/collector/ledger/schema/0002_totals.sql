@@ -9,7 +9,8 @@ ALTER TABLE slots ADD COLUMN IF NOT EXISTS end_s UInt32;
 -- be dropped, by the rules known then. A day is written whole in one insert under a new
 -- generation; readers take the greatest generation of a slot only. `entry` says what a row is:
 -- 'team' (a team's energy by component and kind: 'older' or a reserved kind), 'device' (what one
--- component of all nodes drew), 'node' (what a node drew that day; its slot is the day's first).
+-- component of all nodes drew), 'node' (what a node drew that day; its slot is the day's first; its
+-- kind is 'guest' where another node's energy holds it).
 CREATE TABLE IF NOT EXISTS totals (
     zone        LowCardinality(String),
     slot        DateTime('UTC'),
