@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from joulegram.collector import counters
 from joulegram.collector.errors import BadSetting, LedgerFailed, LedgerRefused
 from joulegram.collector.ledger.clickhouse import MAX_CONNECTIONS, ClickhouseLedger, substituted
 from joulegram.collector.ledger.config import ClickhouseConfig
@@ -38,6 +39,12 @@ def sockets() -> int:
         fd.is_symlink() and str(fd.readlink()).startswith("socket:")
         for fd in Path("/proc/self/fd").iterdir()
     )
+
+
+def in_use() -> float:
+    """What the gauge of connections says."""
+    (metric,) = counters.LEDGER_CONNECTIONS.collect()
+    return metric.samples[0].value
 
 
 def test_the_next_host_is_asked_when_one_is_down(
@@ -118,15 +125,16 @@ def test_connections_are_bounded_and_given_back(
     before = sockets()
     ledger = ClickhouseLedger(clickhouse.config(database))
     asking = [
-        threading.Thread(target=ledger.query, args=["SELECT sleep(0.05)"])
+        threading.Thread(target=ledger.query, args=["SELECT sleep(0.5)"])
         for _ in range(3 * MAX_CONNECTIONS)
     ]
     for thread in asking:
         thread.start()
-    most = sockets() - before
+    wait_until(lambda: in_use() == MAX_CONNECTIONS, "all connections to be in use")
+    assert sockets() - before <= MAX_CONNECTIONS
     for thread in asking:
         thread.join()
-    assert 1 <= most <= MAX_CONNECTIONS
+    assert in_use() == 0
     assert 1 <= sockets() - before <= MAX_CONNECTIONS
     for _ in range(5):
         with pytest.raises(LedgerFailed):

@@ -43,6 +43,17 @@ DROPPED = Counter(
     ["table"],
     registry=None,
 )
+LEDGER_CONNECTIONS = Gauge(
+    "joulegram_ledger_connections",
+    "Connections to ClickHouse servers that are in use; at 16 whoever comes waits.",
+    registry=None,
+)
+LEDGER_FAILED = Counter(
+    "joulegram_ledger_failures",
+    "Calls of ClickHouse servers that failed, by why: server (it said no), connection.",
+    ["reason"],
+    registry=None,
+)
 
 
 def register(registry: CollectorRegistry) -> None:
@@ -60,5 +71,7 @@ def register(registry: CollectorRegistry) -> None:
         ROLLED_UP,
         ROLLUP_FAILED,
         DROPPED,
+        LEDGER_CONNECTIONS,
+        LEDGER_FAILED,
     ):
         registry.register(metric)

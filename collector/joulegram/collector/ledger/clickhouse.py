@@ -20,6 +20,7 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import Error as DriverError
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
+from joulegram.collector import counters
 from joulegram.collector.errors import CollectorError, LedgerFailed, LedgerRefused
 from joulegram.collector.ledger.config import ClickhouseConfig
 from joulegram.collector.ledger.ledger import Value, literal
@@ -163,6 +164,7 @@ class ClickhouseLedger:
                     f"all {MAX_CONNECTIONS} connections to {self._names()} are in use; the "
                     "servers are too slow for what is asked of them."
                 )
+            counters.LEDGER_CONNECTIONS.inc()
             try:
                 connection = self._take() or self._connect(database)
                 try:
@@ -177,6 +179,7 @@ class ClickhouseLedger:
                 with self._state:
                     self._idle.append(connection)
             finally:
+                counters.LEDGER_CONNECTIONS.dec()
                 self._free.release()
         finally:
             with self._state:
@@ -187,7 +190,9 @@ class ClickhouseLedger:
                 self._drop_idle()
 
     def _failed(self, connection: "_Connection", failure: BaseException) -> CollectorError:
-        if not isinstance(failure, ServerException):
+        of_server = isinstance(failure, ServerException)
+        counters.LEDGER_FAILED.labels("server" if of_server else "connection").inc()
+        if not of_server:
             self._drop_idle()  # they are of the same server
             with self._state:
                 if self._hosts[0] == connection.address:
@@ -231,6 +236,7 @@ class ClickhouseLedger:
                         first = self._hosts.index(address)
                         self._hosts = self._hosts[first:] + self._hosts[:first]
                 return _Connection(client, address, frozenset(names.tolist()))
+        counters.LEDGER_FAILED.labels("connection").inc()
         raise LedgerFailed(
             f"no ClickHouse server answers: {_all_said(failures)}. Start one, or correct "
             "clickhouse.hosts and clickhouse.tls."
