@@ -8,12 +8,11 @@ slot that could not be recomputed.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from joulegram.collector import counters
-from joulegram.collector.errors import BadSetting
 from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.ledger.partitions import drop_partition, partitions, period
 from joulegram.collector.rollup import Rollup
@@ -36,21 +35,6 @@ class Dropped:
     table: str
     partition: str
     rows: int
-
-
-def check_ages(raw_days: float, ages_days: Mapping[str, float]) -> None:
-    """Refuse a retention that a frame may outlive on its way.
-
-    Args:
-        ages_days: {what holds frames back: for how long at most, days}; a frame may meet all.
-    Raises: BadSetting naming them.
-    """
-    if sum(ages_days.values()) >= raw_days:
-        met = " + ".join(f"{what} ({days:g})" for what, days in ages_days.items())
-        raise BadSetting(
-            f"collector.raw_days = {raw_days:g} must exceed {met} days: a frame that waited "
-            "there would be refused. Raise raw_days, or lower the others."
-        )
 
 
 def drop_expired(
@@ -80,7 +64,7 @@ async def run(
     ledger: Ledger,
     rollup: Rollup,
     raw_days: float,
-    slot_months: int = 13,
+    slot_months: int,
     clock: Callable[[], float] = time.time,
 ) -> None:
     """Look every hour, until cancelled."""

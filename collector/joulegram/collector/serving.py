@@ -187,7 +187,8 @@ def _writer(
 ) -> Writer:
     writer = Writer(ledger, on_durable=[rollup.touch, *on_durable])
     parts.run(writer.run())
-    parts.behind(rollup.run(), retention.run(ledger, rollup, settings.collector.raw_days))
+    raw_days, slot_months = settings.collector.raw_days, settings.collector.slot_months
+    parts.behind(rollup.run(), retention.run(ledger, rollup, raw_days, slot_months))
 
     async def end() -> None:
         writer.close()
