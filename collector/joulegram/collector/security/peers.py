@@ -183,7 +183,8 @@ class Peers:
                     if authorization
                     else "this collector asks for a token: set `token_file` in [agent]",
                 )
-            peer.credential = f"token {peer.sender.name!r}"
+            of_token = f"token {peer.sender.name!r}"
+            peer.credential = " with ".join(filter(None, (peer.credential, of_token)))
         said = headers.get(NODE_HEADER)
         if peer.credential and isinstance(said, bytes):
             node = said.decode(errors="replace")
