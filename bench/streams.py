@@ -115,8 +115,7 @@ def measure(streams: int, minutes: float) -> dict[str, Any]:
                 for client in clients:
                     if client.poll() is None:
                         client.kill()
-                collector.terminate()
-                collector.wait(30)
+                stop_s = _stop(collector)
         stored = _stored(Path(folder) / "data")
     waits = np.sum([one["waits"] for one in told], axis=0)
     sent_uj = sum(one["acked_uj"] for one in told)
@@ -135,8 +134,20 @@ def measure(streams: int, minutes: float) -> dict[str, Any]:
         "p50_s": _quantile(waits, 0.5),
         "p99_s": _quantile(waits, 0.99),
         "max_s": _quantile(waits, 1.0),
+        "stop_s": stop_s,
         "client_cores": sum(one["cpu_s"] for one in told) / (minutes * 60),
     }
+
+
+def _stop(collector: subprocess.Popen[str]) -> float:
+    """End it; how long that took, s. After two minutes it is killed."""
+    begun_s = time.monotonic()
+    collector.terminate()
+    try:
+        collector.wait(120)
+    except subprocess.TimeoutExpired:
+        collector.kill()
+    return round(time.monotonic() - begun_s, 1)
 
 
 def _drain(program: subprocess.Popen[str]) -> None:
