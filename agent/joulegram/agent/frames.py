@@ -89,7 +89,7 @@ def frame_of(
 
 
 def _add_workload(frame: Frame, owner: Owner, identity: Identity) -> None:
-    user = identity.user_of(owner)
+    user = printable(identity.user_of(owner))
     frame.workloads.add(
         scope=identity.scope_of(owner),
         kind=owner.kind,

@@ -13,7 +13,9 @@ from joulegram.collector.packed import PackedFrame
 from joulegram.v1.telemetry_pb2 import Workload as WireWorkload
 
 MAX_BYTES = 65_536  # one workload, attributes included
-MAX_NAME = 1_020  # characters of scope, kind, id
+MAX_NAME = 1_020  # characters of scope, kind, id, user, project, name, and a label's value
+MAX_LABELS = 64
+MAX_LABEL = 320  # characters; Kubernetes allows 317
 MAX_CPUS = 1_000_000.0  # of one node; sums over years of them stay finite
 
 CACHE_ENTRIES = 65_536
@@ -99,6 +101,15 @@ def _problem(wire: WireWorkload, size: int) -> str:
         return "its scope, kind or id holds a control character"
     if max(map(len, names)) > MAX_NAME:
         return f"its scope, kind or id is beyond {MAX_NAME} characters"
+    texts = wire.user, wire.project, wire.name, *wire.attributes.values()
+    if CONTROL.search("".join((*texts, *wire.attributes))):
+        return "its user, project, name or attributes hold a control character; escape it"
+    if max(map(len, texts)) > MAX_NAME:
+        return f"its user, project, name or an attribute is beyond {MAX_NAME} characters"
+    if len(wire.attributes) > MAX_LABELS:
+        return f"it has {len(wire.attributes)} attributes, at most {MAX_LABELS} fit"
+    if not all(0 < len(label) <= MAX_LABEL for label in wire.attributes):
+        return f"an attribute's name has 1 to {MAX_LABEL} characters"
     if not 0.0 <= wire.reserved_cpus <= MAX_CPUS:
         return f"reserved_cpus {wire.reserved_cpus} is no number of CPUs of one node"
     for reserved in wire.reserved_devices:
