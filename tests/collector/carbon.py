@@ -19,6 +19,7 @@ from joulegram.collector.rollup import Rollup
 from joulegram.collector.sites import record_site, site_of
 from joulegram.collector.writer import Writer
 from joulegram.v1.telemetry_pb2 import Frame
+from tests.collector.made_frames import checked
 
 START = datetime(2026, 9, 21, 12, tzinfo=UTC)  # the start of a slot
 START_S = int(START.timestamp())
@@ -68,7 +69,7 @@ class Place:
                 on_durable=[self.rollup.touch],
             )
             running = asyncio.create_task(writer.run())
-            refused = await writer.send(frames)
+            refused = await writer.send(checked(*frames))
             assert not refused, refused
             writer.close()
             await running

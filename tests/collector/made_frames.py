@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from joulegram.collector.checked import Checked
 from joulegram.v1.telemetry_pb2 import Device, Frame, Rows, Workload
 
 WINDOW_MS = 10_000
@@ -97,3 +98,8 @@ def energy_uj(frames: Iterable[Frame]) -> int:
 def identities(frames: Sequence[Frame]) -> list[tuple[str, int, int]]:
     """Sorted (node, epoch, seq)."""
     return sorted((f.node, f.epoch, f.seq) for f in frames)
+
+
+def checked(*frames: Frame) -> list[Checked]:
+    """Frames as the intake hands them on; whether they hold is the test's matter."""
+    return [Checked.of(frame, frame.SerializeToString()) for frame in frames]

@@ -33,6 +33,7 @@ from joulegram.collector.web.threads import Threads, TooBusy
 from joulegram.collector.writer import Store
 from joulegram.v1.telemetry_pb2 import Frame
 from tests.collector.made import IDLE, WINDOW_MS, Node, Row, workload
+from tests.collector.made_frames import checked
 from tests.servers import free_port, wait_until
 
 T0 = 1_790_000_100_000  # the start of a slot
@@ -61,9 +62,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     registry = CollectorRegistry()
     registry.register(CollectorMetrics(live, energy, standing))
     feeds = Feeds(ledger, config, registry)
-    stored = Store(ledger, lambda: NOW_MS).keep(frames()).stored
+    stored = Store(ledger, lambda: NOW_MS).keep(checked(*frames())).stored
     for hook in (rollup.touch, live.on_durable, energy.on_durable):
-        hook(stored)
+        hook([one.frame for one in stored])
     app = create_app(
         ledger=ledger,
         rollup=rollup,

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from joulegram.collector.checked import Checked
 from joulegram.collector.intake import Intake, add_intake, seq_ranges
 from joulegram.collector.retry import Retry
 from joulegram.collector.stages import Busy, Refused, Stage
@@ -26,14 +27,14 @@ class Gate:
         self.kept: list[Frame] = []
         self.busy_times = 0
 
-    async def send(self, frames: Sequence[Frame]) -> Sequence[Refused]:
-        self.offered.extend(frames)
+    async def send(self, frames: Sequence[Checked]) -> Sequence[Refused]:
+        self.offered.extend(one.frame for one in frames)
         if self.busy_times:
             self.busy_times -= 1
             raise Busy("no")
         await self.open.wait()
-        self.kept.extend(frames)
-        return [Refused(f, "conflict", "stored otherwise") for f in frames if f.seq == 13]
+        self.kept.extend(one.frame for one in frames)
+        return [Refused(f, "conflict", "stored otherwise") for f in frames if f.frame.seq == 13]
 
 
 @dataclass(slots=True)

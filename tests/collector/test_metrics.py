@@ -1,6 +1,6 @@
 """/metrics parses whatever things are called, stays bounded, and its counters never fall."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from joulegram.collector.totals import EnergyTotals, TeamGrams
 from joulegram.collector.writer import Store
 from joulegram.v1.telemetry_pb2 import Frame
 from tests.collector.made import IDLE, Node, Row, workload
+from tests.collector.made_frames import checked
 from tests.servers import check_metrics
 
 T0 = 1_770_000_000_000
@@ -189,22 +190,26 @@ def test_joules_go_on_after_a_restart(ledger: ChdbLedger) -> None:
     before = EnergyTotals()
     before.load(ledger)
     assert before.items() == []
-    before.on_durable(store.keep(frames[:4]).stored)
-    assert store.keep(frames[2:4]).stored == []  # a duplicate is not counted twice
+    before.on_durable(kept(store, frames[:4]))
+    assert kept(store, frames[2:4]) == []  # a duplicate is not counted twice
     after = EnergyTotals()
     after.load(ledger)
     assert after.items() == before.items()
     assert after.newest_window_s == before.newest_window_s
-    after.on_durable(store.keep(frames[4:]).stored)
+    after.on_durable(kept(store, frames[4:]))
     assert {(n, c): uj for n, c, uj in after.items()} == {
         ("n1", "cpu"): 5 * 4_000_001,
         ("n1", "dram"): 5 * 500_000,
     }
 
 
+def kept(store: Store, frames: Sequence[Frame]) -> list[Frame]:
+    return [one.frame for one in store.keep(checked(*frames)).stored]
+
+
 def test_joules_without_their_frames_header_are_not_there(ledger: ChdbLedger) -> None:
     """A kill may leave devices whose frame is not durable yet; it will come again."""
-    Store(ledger, lambda: T0).keep([Node("n1").frame(T0, [Row(IDLE, cpu_j=1.0)])])
+    Store(ledger, lambda: T0).keep(checked(Node("n1").frame(T0, [Row(IDLE, cpu_j=1.0)])))
     ledger.execute("ALTER TABLE rows DELETE WHERE 1 SETTINGS mutations_sync = 1")
     energy = EnergyTotals()
     energy.load(ledger)

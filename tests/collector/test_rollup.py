@@ -11,11 +11,10 @@ import pytest
 from joulegram.collector import columns
 from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.rollup import QUIET_S, SHARED_EVERY_S, SLOT_S, Rollup
-from joulegram.collector.workloads import read_workloads
 from joulegram.collector.writer import Writer
 from joulegram.v1.telemetry_pb2 import Frame
 from tests.collector.ledgers import ledger
-from tests.collector.made_frames import START_MS, WINDOW_MS, energy_uj, frame
+from tests.collector.made_frames import START_MS, WINDOW_MS, checked, energy_uj, frame
 
 __all__ = ["ledger"]
 
@@ -30,7 +29,7 @@ def keep(ledger: Ledger, frames: Sequence[Frame], rollup: Rollup | None = None) 
     async def send() -> None:
         writer = Writer(ledger, group_s=0.0, on_durable=[rollup.touch] if rollup else [])
         running = asyncio.create_task(writer.run())
-        assert await writer.send(frames) == []
+        assert await writer.send(checked(*frames)) == []
         writer.close()
         await running
 
@@ -94,9 +93,9 @@ def test_a_frame_without_its_header_or_all_its_rows_does_not_count(ledger: Ledge
     keep(ledger, [good])
     for broken, kept in ((headless, slice(1, None)), (short, slice(0, -1))):
         content = columns.content_of(broken)
-        made = columns.of_rows([broken], [columns.hash_of(content)], [read_workloads(content)], 1)
+        made = columns.of_rows(checked(broken), [columns.hash_of(content)], 1)
         ledger.insert("rows", {name: column[kept] for name, column in made.items()})
-        devices = columns.of_devices([broken])
+        devices = columns.of_devices(checked(broken))
         assert devices is not None
         ledger.insert("devices", devices)
     rollup = Rollup(ledger)
@@ -110,7 +109,7 @@ def test_rows_that_lie_there_twice_count_once(ledger: Ledger) -> None:
     frames = [frame(seq, gpu=True) for seq in range(1, 4)]
     keep(ledger, frames)
     content = columns.content_of(frames[0])
-    made = columns.of_rows([frames[0]], [columns.hash_of(content)], [read_workloads(content)], 1)
+    made = columns.of_rows(checked(frames[0]), [columns.hash_of(content)], 1)
     ledger.insert("rows", made)
     Rollup(ledger).refresh(*EVER)
     assert slots(ledger) == expected(frames)

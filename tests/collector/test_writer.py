@@ -16,7 +16,7 @@ from joulegram.collector.workloads import workload_id
 from joulegram.collector.writer import INSERT_MAX_ROWS, Writer, inserts
 from joulegram.v1.telemetry_pb2 import Frame, Workload
 from tests.collector.ledgers import Unreliable, ledger
-from tests.collector.made_frames import START_MS, energy_uj, frame, identities
+from tests.collector.made_frames import START_MS, checked, energy_uj, frame, identities
 
 __all__ = ["ledger"]
 
@@ -56,7 +56,7 @@ def copied(one: Frame) -> Frame:
 async def test_every_column_arrives(ledger: Ledger) -> None:
     sent = frame(3, rows=4, gpu=True)
     async with writing(ledger, now_ms=lambda: 1_790_000_500_000) as writer:
-        assert await writer.send([sent]) == []
+        assert await writer.send(checked(sent)) == []
     header, *rows = ledger.query("SELECT * FROM rows ORDER BY row").to_pylist()
     assert (header["row_count"], header["window_ms"]) == (6, 10_000)
     assert header["total_uj"] == energy_uj([sent])
@@ -88,7 +88,7 @@ async def test_any_order_any_repetition_counts_once(ledger: Ledger) -> None:
     async with writing(ledger) as writer:
         while offered:
             some, offered = offered[:23], offered[23:]
-            assert await writer.send(some) == []
+            assert await writer.send(checked(*some)) == []
     assert stored(ledger) == whole(frames)
 
 
@@ -96,14 +96,14 @@ async def test_a_restart_knows_what_is_stored(ledger: Ledger) -> None:
     frames = [frame(seq) for seq in range(1, 9)]
     for _ in range(3):
         async with writing(ledger) as writer:
-            assert await writer.send(frames) == []
+            assert await writer.send(checked(*frames)) == []
     assert stored(ledger) == whole(frames)
 
 
 async def test_a_smaller_seq_is_no_duplicate(ledger: Ledger) -> None:
     async with writing(ledger) as writer:
-        await writer.send([frame(9)])
-        await writer.send([frame(2), frame(9, epoch=7)])
+        await writer.send(checked(frame(9)))
+        await writer.send(checked(frame(2), frame(9, epoch=7)))
     assert stored(ledger) == whole([frame(9), frame(2), frame(9, epoch=7)])
 
 
@@ -121,13 +121,13 @@ async def test_the_same_identity_with_other_content_is_refused(
     resent.sent_at_ms = START_MS + 99_000
     if together:
         async with writing(ledger) as writer:
-            refused = await writer.send([first, other, resent])
+            refused = await writer.send(checked(first, other, resent))
     else:
         async with writing(ledger) as writer:
-            await writer.send([first])
+            await writer.send(checked(first))
         async with writing(ledger) as writer:
-            refused = await writer.send([other, resent])
-    assert [(r.reason, r.frame is other) for r in refused] == [("conflict", True)]
+            refused = await writer.send(checked(other, resent))
+    assert [(r.reason, r.frame.frame is other) for r in refused] == [("conflict", True)]
     assert stored(ledger) == whole([first])
 
 
@@ -136,7 +136,7 @@ async def test_the_same_identity_with_other_content_is_refused(
 async def test_one_failed_insert_is_made_good(ledger: Ledger, table: str, when: str) -> None:
     store = Unreliable(ledger, [(table, when)])
     async with writing(store) as writer:
-        assert await writer.send([frame(1), frame(2)]) == []
+        assert await writer.send(checked(frame(1), frame(2))) == []
     assert not store.faults
     assert stored(ledger) == whole([frame(1), frame(2)])
 
@@ -148,25 +148,25 @@ async def test_a_ledger_that_keeps_failing_says_busy_and_nothing_is_lost(
     store = Unreliable(ledger, [("rows", "before")] * 2)
     async with writing(store, on_durable=[seen.extend]) as writer:
         with pytest.raises(Busy):
-            await writer.send([frame(1)])
+            await writer.send(checked(frame(1)))
         assert seen == []
-        assert await writer.send([frame(1)]) == []
-        assert await writer.send([frame(1)]) == []
+        assert await writer.send(checked(frame(1))) == []
+        assert await writer.send(checked(frame(1))) == []
     assert identities(seen) == identities([frame(1)])
     assert stored(ledger) == whole([frame(1)])
 
 
 async def test_what_waits_is_bounded(ledger: Ledger) -> None:
     writer = Writer(ledger, group_s=60.0, group_max_rows=100, queue_max_rows=100)
-    waiting = asyncio.create_task(writer.send([frame(1, rows=90)]))
+    waiting = asyncio.create_task(writer.send(checked(frame(1, rows=90))))
     await asyncio.sleep(0)
     with pytest.raises(Busy):
-        await writer.send([frame(2, rows=90)])
+        await writer.send(checked(frame(2, rows=90)))
     writer.close()
     await writer.run()
     assert await waiting == []
     with pytest.raises(Busy):
-        await writer.send([frame(3)])
+        await writer.send(checked(frame(3)))
 
 
 async def test_a_group_is_one_insert_per_day(ledger: Ledger) -> None:
@@ -174,7 +174,7 @@ async def test_a_group_is_one_insert_per_day(ledger: Ledger) -> None:
     yesterday = [frame(s, epoch=2, start_ms=START_MS - 86_400_000) for s in range(1, 5)]
     today = [frame(s, node=f"n{s}") for s in range(1, 9)]
     async with writing(ledger, group_s=0.05) as writer:
-        await asyncio.gather(*(writer.send([f]) for f in [*yesterday, *today]))
+        await asyncio.gather(*(writer.send(checked(f)) for f in [*yesterday, *today]))
     parts = ledger.query(
         "SELECT partition, rows FROM system.parts WHERE active AND table = 'rows' "
         "AND database = currentDatabase() ORDER BY partition"
@@ -188,10 +188,10 @@ async def test_a_group_is_one_insert_per_day(ledger: Ledger) -> None:
 
 def test_an_insert_never_grows_beyond_one_part() -> None:
     frames = [frame(seq, rows=90_000) for seq in range(1, 9)]
-    parts = list(inserts(frames))
-    assert identities([f for part in parts for f in part]) == identities(frames)
+    parts = list(inserts(checked(*frames)))
+    assert identities([one.frame for part in parts for one in part]) == identities(frames)
     for part in parts:
-        assert sum(len(f.rows.workload) // 4 + 1 for f in part) <= INSERT_MAX_ROWS
+        assert sum(one.rows + 1 for one in part) <= INSERT_MAX_ROWS
 
 
 async def test_the_version_of_the_latest_window_is_the_one_readers_see(
@@ -204,7 +204,7 @@ async def test_the_version_of_the_latest_window_is_the_one_readers_see(
 
     async with writing(ledger) as writer:
         for seq, name in ((1, "old"), (5, "new"), (9, "new"), (7, "back-filled"), (3, "old")):
-            await writer.send([named(seq, name)])
+            await writer.send(checked(named(seq, name)))
     (seen,) = ledger.query(
         "SELECT argMax(name, seen_at_ms) AS name FROM workloads "
         f"WHERE workload = {workload_id('cluster', 'slurm', '77')}"
@@ -216,8 +216,8 @@ async def test_names_are_only_data(ledger: Ledger) -> None:
     odd = frame(1, node="n'); DROP TABLE rows; --\\")
     odd.workloads.append(Workload(scope="ü", kind="vm", id="a'b\\"))
     async with writing(ledger) as writer:
-        assert await writer.send([odd]) == []
-        assert await writer.send([odd]) == []
+        assert await writer.send(checked(odd)) == []
+        assert await writer.send(checked(odd)) == []
     async with writing(ledger) as writer:
-        assert await writer.send([odd]) == []
+        assert await writer.send(checked(odd)) == []
     assert stored(ledger) == whole([odd])

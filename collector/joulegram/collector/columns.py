@@ -8,12 +8,23 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from joulegram.collector.validate import component_of
+from joulegram.collector.checked import WIDTHS, Checked
+from joulegram.collector.sums import component_of
 from joulegram.collector.workloads import Workload
 from joulegram.v1.telemetry_pb2 import Frame
 
 Columns: TypeAlias = Mapping[str, Any]
 
+NUMBERS = (
+    "pid",
+    "start_ticks",
+    "cpu_uj",
+    "dram_uj",
+    "gpu_uj",
+    "other_uj",
+    "cpu_ns",
+    "gpu_ns",
+)
 QUALITIES = ("measured", "derived", "modelled")
 
 
@@ -29,11 +40,6 @@ def content_of(frame: Frame) -> bytes:
 def hash_of(content: bytes) -> int:
     """64 bits of a frame's content."""
     return int.from_bytes(sha256(content).digest()[:8], "little")
-
-
-def row_count(frame: Frame) -> int:
-    """Rows of a frame, its header not counted."""
-    return len(frame.rows.workload) // 4
 
 
 def of_workloads(versions: Sequence[Workload], seen_at_ms: Sequence[int]) -> Columns:
@@ -54,9 +60,9 @@ def of_workloads(versions: Sequence[Workload], seen_at_ms: Sequence[int]) -> Col
     }
 
 
-def of_devices(frames: Sequence[Frame]) -> Columns | None:
+def of_devices(frames: Sequence[Checked]) -> Columns | None:
     """Table `devices`; None when no frame has one."""
-    found = [(f, i, d) for f in frames for i, d in enumerate(f.devices)]
+    found = [(c.frame, i, d) for c in frames for i, d in enumerate(c.frame.devices)]
     if not found:
         return None
     return {
@@ -82,27 +88,24 @@ def of_devices(frames: Sequence[Frame]) -> Columns | None:
     }
 
 
-def of_reservations(
-    frames: Sequence[Frame], described: Sequence[Sequence[Workload]]
-) -> Columns | None:
-    """Table `reservations`; None when no workload of these frames reserves anything.
-
-    Args:
-        described: each frame's workloads.
-    """
+def of_reservations(frames: Sequence[Checked]) -> Columns | None:
+    """Table `reservations`; None when no workload of these frames reserves anything."""
     amounts: dict[tuple[int, int, str], float] = {}
-    for f, (frame, workloads) in enumerate(zip(frames, described, strict=True)):
-        for workload in workloads:
+    for f, checked in enumerate(frames):
+        for workload in checked.workloads:
+            if not (workload.reserved_cpus or workload.reserved_devices):
+                continue
+            devices = checked.frame.devices
             for device, amount in (
                 ("", workload.reserved_cpus),
-                *((frame.devices[i].name, share) for i, share in workload.reserved_devices),
+                *((devices[i].name, share) for i, share in workload.reserved_devices),
             ):
                 if amount:
                     key = f, workload.workload, device
                     amounts[key] = amounts.get(key, 0.0) + amount
     if not amounts:
         return None
-    of = [frames[f] for f, _, _ in amounts]
+    of = [frames[f].frame for f, _, _ in amounts]
     return {
         "node": [f.node for f in of],
         "window": np.array([f.window_start_ms // 1000 for f in of], np.uint32),
@@ -115,19 +118,16 @@ def of_reservations(
     }
 
 
-def of_rows(
-    frames: Sequence[Frame],
-    hashes: Sequence[int],
-    described: Sequence[Sequence[Workload]],
-    landed_at_ms: int,
-) -> Columns:
+def of_rows(checked: Sequence[Checked], hashes: Sequence[int], landed_at_ms: int) -> Columns:
     """Table `rows`: each frame's header as row 0, then its rows.
 
+    A column whose every row has the default is left out: the table knows it.
+
     Args:
-        hashes, described: each frame's content hash and workloads.
+        hashes: each frame's content hash.
     """
-    frame_rows = [frame.rows for frame in frames]
-    counts = [len(rows.workload) // 4 for rows in frame_rows]
+    frames = [one.frame for one in checked]
+    counts = [one.rows for one in checked]
     sizes = np.array(counts, np.int64) + 1
     headers = np.cumsum(sizes) - sizes
     total = int(sizes.sum())
@@ -140,39 +140,49 @@ def of_rows(
         column[headers] = values
         return column
 
-    def packed(name: str, dtype: str, default: bytes = b"\0") -> NDArray[Any] | None:
+    def packed(name: str, default: bytes = b"\0") -> NDArray[Any] | None:
         """The frames' own bytes, a default before each for its header; None: all default."""
-        columns = [getattr(rows, name) for rows in frame_rows]
+        columns = [one.columns[name] for one in checked]
         if not any(columns):
             return None
-        width = int(dtype[2])
+        header = default * WIDTHS[name].itemsize
         parts = []
         for column, count in zip(columns, counts, strict=True):
-            parts.append(default * width)
-            parts.append(column or default * (width * count))
-        return np.frombuffer(b"".join(parts), dtype)
+            parts.append(header)
+            parts.append(column or header * count)
+        return np.frombuffer(b"".join(parts), WIDTHS[name])
 
-    def numbers(name: str, dtype: str) -> NDArray[Any]:
-        column = packed(name, dtype)
-        return np.zeros(total, dtype) if column is None else column
+    made: dict[str, Any] = {
+        "node": _coded([f.node for f in frames], sizes),
+        "window": per_frame([f.window_start_ms // 1000 for f in frames], np.uint32),
+        "epoch": per_frame([f.epoch for f in frames], np.uint64),
+        "seq": per_frame([f.seq for f in frames], np.uint64),
+        "row": np.arange(total, dtype=np.uint32) - np.repeat(headers.astype(np.uint32), sizes),
+        "landed_at_ms": np.full(total, landed_at_ms, np.uint64),
+        "window_ms": header_only([f.window_ms for f in frames], np.uint32),
+        "row_count": header_only(counts, np.uint32),
+        "total_uj": header_only([sum(d.energy_uj for d in f.devices) for f in frames], np.uint64),
+        "hash": header_only(hashes, np.uint64),
+    }
 
     # Indices into a frame's own list become indices into one list of all frames.
-    ids = np.array([w.workload for workloads in described for w in workloads] + [0], np.uint64)
-    lengths = np.array([len(workloads) for workloads in described], np.int64)
+    ids = np.array([w.workload for one in checked for w in one.workloads] + [0], np.uint64)
+    lengths = np.array([len(one.workloads) for one in checked], np.int64)
     first_workload = np.repeat(np.cumsum(lengths) - lengths, sizes)
-    workload = ids[numbers("workload", "<u4") + first_workload]
-    workload[headers] = 0
-
-    holder = np.zeros(total, np.uint64)
-    index = packed("holder", "<i4", b"\xff")
+    index = packed("workload")
     if index is not None:
+        workload = ids[index + first_workload]
+        workload[headers] = 0
+        made["workload"] = workload
+    index = packed("holder", b"\xff")
+    if index is not None:
+        made["holder"] = np.zeros(total, np.uint64)
         held = index >= 0
-        holder[held] = ids[index[held] + first_workload[held]]
-
-    codes: dict[str, int] = {"": 0}
-    device = np.zeros(total, np.int32)
-    index = packed("gpu_device", "<i4", b"\xff")
+        made["holder"][held] = ids[index[held] + first_workload[held]]
+    index = packed("gpu_device", b"\xff")
     if index is not None:
+        codes: dict[str, int] = {"": 0}
+        device = np.zeros(total, np.int32)
         of_device = np.array(
             [codes.setdefault(d.name, len(codes)) for f in frames for d in f.devices], np.int32
         )
@@ -180,35 +190,22 @@ def of_rows(
         first_device = np.repeat(np.cumsum(lengths) - lengths, sizes)
         named = index >= 0
         device[named] = of_device[index[named] + first_device[named]]
+        made["device"] = pa.DictionaryArray.from_arrays(device, pa.array(list(codes)))
+    if any(one.commands for one in checked):
+        commands: list[str] = []
+        for one, count in zip(checked, counts, strict=True):
+            commands.append("")
+            commands.extend(one.commands or [""] * count)
+        made["command"] = pa.array(commands, pa.string()).dictionary_encode()
+    for name in NUMBERS:
+        column = packed(name)
+        if column is not None:
+            made[name] = column
+    return made
 
-    nodes: dict[str, int] = {}
-    node = per_frame([nodes.setdefault(f.node, len(nodes)) for f in frames], np.int32)
-    commands: list[str] = []
-    for rows, count in zip(frame_rows, counts, strict=True):
-        commands.append("")
-        commands.extend(rows.command if rows.command else [""] * count)
 
-    return {
-        "node": pa.DictionaryArray.from_arrays(node, pa.array(list(nodes))),
-        "window": per_frame([f.window_start_ms // 1000 for f in frames], np.uint32),
-        "epoch": per_frame([f.epoch for f in frames], np.uint64),
-        "seq": per_frame([f.seq for f in frames], np.uint64),
-        "row": (np.arange(total) - np.repeat(headers, sizes)).astype(np.uint32),
-        "landed_at_ms": np.full(total, landed_at_ms, np.uint64),
-        "window_ms": header_only([f.window_ms for f in frames], np.uint32),
-        "row_count": header_only(counts, np.uint32),
-        "total_uj": header_only([sum(d.energy_uj for d in f.devices) for f in frames], np.uint64),
-        "hash": header_only(hashes, np.uint64),
-        "workload": workload,
-        "holder": holder,
-        "device": pa.DictionaryArray.from_arrays(device, pa.array(list(codes))),
-        "pid": numbers("pid", "<u4"),
-        "start_ticks": numbers("start_ticks", "<u8"),
-        "command": pa.array(commands, pa.string()).dictionary_encode(),
-        "cpu_uj": numbers("cpu_uj", "<u8"),
-        "dram_uj": numbers("dram_uj", "<u8"),
-        "gpu_uj": numbers("gpu_uj", "<u8"),
-        "other_uj": numbers("other_uj", "<u8"),
-        "cpu_ns": numbers("cpu_ns", "<u8"),
-        "gpu_ns": numbers("gpu_ns", "<u8"),
-    }
+def _coded(texts: Sequence[str], repeats: NDArray[np.int64]) -> Any:
+    """Each text as often as it is to be repeated."""
+    codes: dict[str, int] = {}
+    indices = np.array([codes.setdefault(text, len(codes)) for text in texts], np.int32)
+    return pa.DictionaryArray.from_arrays(np.repeat(indices, repeats), pa.array(list(codes)))

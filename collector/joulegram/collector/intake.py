@@ -1,25 +1,28 @@
 """Agents' streams: frames in, acknowledgements out.
 
-A frame is validated, handed to the stage, and acknowledged when the stage says it is durable:
-one Ack per stream and commit. Reading stops while `stream_max_bytes` of a stream (or
-`total_max_bytes` of all) wait for that, and so the agent keeps the rest in its spool.
+What arrives within a moment on all streams is validated together, handed to the stage together,
+and acknowledged when the stage says it is durable: one Ack per stream and commit. Reading stops
+while `stream_max_bytes` of a stream (or `total_max_bytes` of all) wait for that, and so the agent
+keeps the rest in its spool; a stream that finds no room for `patience_s` is sent away for a while.
 """
 
 import asyncio
 import logging
+import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
 from joulegram.collector import counters
+from joulegram.collector.checked import Checked
 from joulegram.collector.packed import Unreadable, read_frame
 from joulegram.collector.security.peers import Peer, Peers
 from joulegram.collector.stages import Busy, Stage
-from joulegram.collector.validate import MAX_NAME, validate
+from joulegram.collector.validate import MAX_NAME, name_of, validate_all
 from joulegram.v1.telemetry_pb2 import DESCRIPTOR, Ack, Frame, Refusal, SeqRange
 from joulegram.v1.telemetry_pb2_grpc import TelemetryServiceServicer
 
@@ -45,14 +48,13 @@ class _Stream:
 
     peer: Peer
     node: str = ""  # of its first frame; the stream speaks for nobody else
-    waiting: list[Frame] = field(default_factory=list)  # read a moment ago
-    waiting_bytes: int = 0
-    in_flight_bytes: int = 0  # read, `waiting` included, and not yet durable
+    in_flight_bytes: int = 0  # read and not yet durable
     in_flight_frames: int = 0
     durable: list[tuple[int, int]] = field(default_factory=list)  # (epoch, seq), not yet acked
     refused: list[Refusal] = field(default_factory=list)
     told: set[str] = field(default_factory=set)  # reasons of refusal that the log has
-    busy: bool = False
+    busy: bool = False  # the stage took a frame of it not even after some patience
+    crowded: bool = False  # it waited in vain for room
     # Set when there is something to acknowledge, or nothing left to wait for.
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     reader: asyncio.Task[None] | None = None
@@ -76,6 +78,15 @@ class _Stream:
         return ack
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """A frame and where its answer goes."""
+
+    stream: _Stream
+    frame: Frame
+    packed: bytes
+
+
 class Intake(TelemetryServiceServicer):
     """The gRPC service of a collector."""
 
@@ -87,10 +98,20 @@ class Intake(TelemetryServiceServicer):
         peers: Peers | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         stream_max_bytes: int = 2 * 2**20,
-        total_max_bytes: int = 256 * 2**20,
+        total_max_bytes: int = 128 * 2**20,
         unsaid_max: int = 10_000,
         linger_s: float = 0.02,
+        patience_s: float = 30.0,
+        retry_after_s: float = 5.0,
+        age_s: float = 1_800.0,
     ) -> None:
+        """Args:
+        linger_s: how long frames wait for company.
+        patience_s: how long a stream waits for room before it is sent away.
+        retry_after_s: for how long.
+        age_s: a stream ends well after so long, give or take a tenth, so that agents spread
+            over collectors that came later; they come back at once.
+        """
         self._stage = stage
         self._peers = peers or Peers()
         self._raw_days = raw_days
@@ -98,7 +119,11 @@ class Intake(TelemetryServiceServicer):
         self._stream_max_bytes = stream_max_bytes
         self._total_max_bytes = total_max_bytes
         self._unsaid_max = unsaid_max  # answers owed to an agent that does not read them
-        self._linger_s = linger_s  # frames that come together go on together
+        self._linger_s = linger_s
+        self._patience_s = patience_s
+        self._retry_after_ms = round(retry_after_s * 1000)
+        self._age_s = age_s
+        self._burst: list[_Arrived] = []
         self._in_flight_bytes = 0
         self._freed = asyncio.Condition()
         self._open: dict[int, _Stream] = {}
@@ -120,9 +145,12 @@ class Intake(TelemetryServiceServicer):
         self._open[id(stream)] = stream
         counters.STREAMS.inc()
         stream.reader = asyncio.create_task(self._read(context, stream))
+        age_s = self._age_s * random.uniform(0.9, 1.1)  # noqa: S311
+        aged = asyncio.get_running_loop().call_later(age_s, stream.end)
         try:
             await self._acknowledge(context, stream)
         finally:
+            aged.cancel()
             stream.reader.cancel()
             del self._open[id(stream)]
             counters.STREAMS.dec()
@@ -137,13 +165,15 @@ class Intake(TelemetryServiceServicer):
         try:
             while True:
                 await self._wait_for_room(stream)
-                frame = await context.read()
-                if frame is grpc.aio.EOF:
+                one = await context.read()
+                if one is grpc.aio.EOF:
                     return
-                if isinstance(frame, Unreadable):
-                    self._refuse_unreadable(stream, frame)
+                if isinstance(one, Unreadable):
+                    self._refuse_unreadable(stream, one)
                 else:
-                    self._take(stream, frame)
+                    self._take(_Arrived(stream, *one))
+        except TimeoutError:
+            stream.crowded = True
         finally:
             stream.changed.set()
 
@@ -156,59 +186,81 @@ class Intake(TelemetryServiceServicer):
             )
 
         if not room():
-            async with self._freed:
+            async with asyncio.timeout(self._patience_s), self._freed:
                 await self._freed.wait_for(room)
 
-    def _take(self, stream: _Stream, frame: Frame) -> None:
-        if denied := stream.peer.denies(frame.node):
-            self._refuse(stream, frame, "node", denied)
+    def _take(self, arrived: _Arrived) -> None:
+        stream, node = arrived.stream, arrived.frame.node
+        if denied := stream.peer.denies(node):
+            self._refuse(stream, arrived.frame, "node", denied)
             stream.changed.set()
             return
-        stream.peer.took_frame(frame.node)
-        wrong = validate(frame, stream.node or frame.node, self._now_ms(), self._raw_days)
-        if wrong is not None:
-            self._refuse(stream, frame, *wrong)
-            stream.changed.set()
-            return
-        size = frame.ByteSize()
-        stream.node = frame.node
+        stream.peer.took_frame(node)
+        size = len(arrived.packed)
         stream.in_flight_frames += 1
         stream.in_flight_bytes += size
         self._in_flight_bytes += size
-        if not stream.waiting:
-            asyncio.get_running_loop().call_later(self._linger_s, self._offer, stream)
-        stream.waiting.append(frame)
-        stream.waiting_bytes += size
+        counters.RECEIVED.inc(size)
+        counters.IN_FLIGHT.inc(size)
+        if not self._burst:
+            asyncio.get_running_loop().call_later(self._linger_s, self._offer)
+        self._burst.append(arrived)
 
-    def _offer(self, stream: _Stream) -> None:
-        frames, stream.waiting = stream.waiting, []
-        size, stream.waiting_bytes = stream.waiting_bytes, 0
-        # Not awaited: a commit takes the frames of many such sends. If the stream breaks they
+    def _offer(self) -> None:
+        burst, self._burst = self._burst, []
+        # Not awaited: a commit takes the frames of many bursts. Frames of a stream that breaks
         # go on, and the agent hears of it when it offers them again.
-        send = asyncio.create_task(self._send(stream, frames, size))
+        send = asyncio.create_task(self._send(burst))
         self._sends.add(send)
         send.add_done_callback(self._sends.discard)
 
-    async def _send(self, stream: _Stream, frames: Sequence[Frame], size: int) -> None:
-        counters.RECEIVED.inc(size)
-        counters.IN_FLIGHT.inc(size)
+    async def _send(self, burst: Sequence[_Arrived]) -> None:
         try:
-            refused = await self._stage.send(frames)
-        except Busy:
-            stream.busy = True
-        else:
-            for one in refused:
-                self._refuse(stream, one.frame, one.reason, one.detail)
-            gone = {id(one.frame) for one in refused}
-            stream.durable += [(f.epoch, f.seq) for f in frames if id(f) not in gone]
+            sound = self._validated(burst)
+            await self._pass_on(sound)
         finally:
-            stream.in_flight_frames -= len(frames)
-            stream.in_flight_bytes -= size
-            self._in_flight_bytes -= size
-            counters.IN_FLIGHT.dec(size)
-            stream.changed.set()
+            for one in burst:
+                size = len(one.packed)
+                one.stream.in_flight_frames -= 1
+                one.stream.in_flight_bytes -= size
+                self._in_flight_bytes -= size
+                counters.IN_FLIGHT.dec(size)
+                one.stream.changed.set()
             async with self._freed:
                 self._freed.notify_all()
+
+    def _validated(self, burst: Sequence[_Arrived]) -> dict[Checked, _Stream]:
+        frames = []
+        for one in burst:
+            one.stream.node = one.stream.node or name_of(one.frame)
+            frames.append((one.frame, one.packed, one.stream.node))
+        sound = {}
+        answers = validate_all(frames, self._now_ms(), self._raw_days)
+        for one, answer in zip(burst, answers, strict=True):
+            if isinstance(answer, Checked):
+                sound[answer] = one.stream
+            else:
+                self._refuse(one.stream, one.frame, *answer)
+        return sound
+
+    async def _pass_on(self, sound: Mapping[Checked, _Stream]) -> None:
+        if not sound:
+            return
+        try:
+            refused = await self._stage.send(list(sound))
+        except Exception as failed:
+            if not isinstance(failed, Busy):
+                log.exception("%d frames were not kept; their agents offer them again", len(sound))
+            for stream in sound.values():
+                stream.busy = True
+            return
+        why = {one.frame: one for one in refused}
+        for checked, stream in sound.items():
+            no = why.get(checked)
+            if no is None:
+                stream.durable.append((checked.frame.epoch, checked.frame.seq))
+            else:
+                self._refuse(stream, checked.frame, no.reason, no.detail)
 
     def _refuse_unreadable(self, stream: _Stream, frame: Unreadable) -> None:
         detail = (
@@ -246,14 +298,20 @@ class Intake(TelemetryServiceServicer):
             if ack is not None:
                 await context.write(ack)
             if stream.busy:
-                await context.abort(
-                    grpc.StatusCode.UNAVAILABLE,
-                    "the ledger does not keep up; offer what is not acknowledged again later",
-                )
+                await self._send_away(context, grpc.StatusCode.UNAVAILABLE, "takes nothing")
+            if stream.crowded:
+                await self._send_away(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "is behind")
             if stream.reader.done() and not stream.in_flight_frames and not stream.unsaid:
                 if not stream.reader.cancelled() and (failed := stream.reader.exception()):
                     raise failed
                 return
+
+    async def _send_away(self, context: Any, code: grpc.StatusCode, why: str) -> None:
+        await context.abort(
+            code,
+            f"the ledger {why}; offer what is not acknowledged again later",
+            (("retry-after-ms", str(self._retry_after_ms)),),
+        )
 
 
 def add_intake(intake: Intake, server: grpc.aio.Server) -> None:

@@ -18,10 +18,10 @@ class Unreadable:
     why: str
 
 
-def read_frame(packed: bytes) -> Frame | Unreadable:
-    """A frame, or what can be said of one that does not parse."""
+def read_frame(packed: bytes) -> tuple[Frame, bytes] | Unreadable:
+    """A frame with its bytes, or what can be said of one that does not parse."""
     try:
-        return Frame.FromString(packed)
+        return Frame.FromString(packed), packed
     except DecodeError as exc:
         # Only the message is broken: the stream has the next one whole.
         try:

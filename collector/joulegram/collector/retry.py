@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from joulegram.collector.checked import Checked
 from joulegram.collector.stages import Busy, Refused, Stage
-from joulegram.v1.telemetry_pb2 import Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Retry:
     delays_s: Sequence[float] = (0.1, 0.5, 2.0)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
-    async def send(self, frames: Sequence[Frame]) -> Sequence[Refused]:
+    async def send(self, frames: Sequence[Checked]) -> Sequence[Refused]:
         """Return once the frames, but for the refused, are safe downstream; else raise Busy."""
         for delay_s in self.delays_s:
             try:

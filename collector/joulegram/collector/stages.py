@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from joulegram.v1.telemetry_pb2 import Frame
+from joulegram.collector.checked import Checked
 
 
 class Busy(Exception):
@@ -19,11 +19,11 @@ class Poison(Exception):
 class Refused:
     """One frame of a batch that will never be stored; the others were."""
 
-    frame: Frame
+    frame: Checked
     reason: str
     detail: str
 
 
 class Stage(Protocol):
-    async def send(self, frames: Sequence[Frame]) -> Sequence[Refused]:
+    async def send(self, frames: Sequence[Checked]) -> Sequence[Refused]:
         """Return once the frames, but for the refused, are safe downstream; else raise Busy."""

@@ -13,17 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TypeAlias
 
 from joulegram.collector import columns, counters
+from joulegram.collector.checked import Checked, Identity
 from joulegram.collector.ledger.ledger import Ledger, literal
 from joulegram.collector.stages import Busy, Refused
-from joulegram.collector.workloads import Workload, read_workloads
+from joulegram.collector.workloads import Workload
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
-
-Identity: TypeAlias = tuple[str, int, int]  # node, epoch, seq
 
 DAY_S = 86_400
 
@@ -41,7 +39,7 @@ KNOWN_MAX_WORKLOADS = 100_000
 class _Waiting:
     """Frames of one `send`, and where its outcome goes."""
 
-    frames: Sequence[Frame]
+    frames: Sequence[Checked]
     done: asyncio.Future[list[Refused]]
 
 
@@ -66,9 +64,9 @@ class Writer:
     _full: asyncio.Event = field(default_factory=asyncio.Event)
     _closing: bool = False
 
-    async def send(self, frames: Sequence[Frame]) -> Sequence[Refused]:
+    async def send(self, frames: Sequence[Checked]) -> Sequence[Refused]:
         """Return once the frames, but for the refused, are durable. Raises Busy."""
-        rows = sum(map(columns.row_count, frames)) + len(frames)
+        rows = sum(frame.rows + 1 for frame in frames)
         if self._closing or (self._queue and self._queued_rows + rows > self.queue_max_rows):
             counters.FRAMES.labels("busy").inc(len(frames))
             raise Busy(f"{self._queued_rows} rows are waiting to be written")
@@ -118,29 +116,30 @@ class Writer:
                 # Looking up failed: nobody knows, so everybody offers it again.
                 store.forget()
                 log.warning("commit of %d frames failed: %s", len(frames), exc)
-                outcomes = Outcomes([], {}, {id(frame) for frame in frames})
+                outcomes = Outcomes([], {}, set(frames))
+        stored = [checked.frame for checked in outcomes.stored]
         for hook in self.on_durable:
             try:
-                hook(outcomes.stored)
+                hook(stored)
             except Exception:
                 log.exception("a listener failed on durable frames; they stay durable")
         for waiting in group:
             if waiting.done.done():  # its stream is gone
                 continue
-            if any(id(frame) in outcomes.busy for frame in waiting.frames):
+            if not outcomes.busy.isdisjoint(waiting.frames):
                 waiting.done.set_exception(Busy("the ledger did not take an insert"))
                 continue
-            refused = (outcomes.refused.get(id(frame)) for frame in waiting.frames)
+            refused = map(outcomes.refused.get, waiting.frames)
             waiting.done.set_result([r for r in refused if r is not None])
 
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What became of a group; frames are told apart by id()."""
+    """What became of a group."""
 
-    stored: list[Frame]  # now, by us
-    refused: dict[int, Refused]
-    busy: set[int]
+    stored: list[Checked]  # now, by us
+    refused: dict[Checked, Refused]
+    busy: set[Checked]
 
 
 @dataclass(slots=True)
@@ -156,40 +155,39 @@ class Store:
     _whole: dict[tuple[str, int], set[int]] = field(default_factory=dict)
     _known: "OrderedDict[int, tuple[Workload, int]]" = field(default_factory=OrderedDict)
 
-    def keep(self, frames: Sequence[Frame]) -> Outcomes:
+    def keep(self, frames: Sequence[Checked]) -> Outcomes:
         """Make each frame durable once, refuse conflicts, and say which to offer again."""
         outcomes = Outcomes([], {}, set())
-        contents = {id(frame): columns.content_of(frame) for frame in frames}
-        hashes = {key: columns.hash_of(content) for key, content in contents.items()}
+        hashes = {checked: columns.hash_of(columns.content_of(checked.frame)) for checked in frames}
         stored = self._look_up(frames)
-        fresh: dict[Identity, Frame] = {}
-        repeated: list[tuple[Frame, Frame]] = []
-        for frame in frames:
-            key = identity(frame)
+        fresh: dict[Identity, Checked] = {}
+        repeated: list[tuple[Checked, Checked]] = []
+        for checked in frames:
+            key = checked.identity
             there = stored.get(key)
             if there is None and key in fresh:
-                there = hashes[id(fresh[key])]
-                repeated.append((frame, fresh[key]))
+                there = hashes[fresh[key]]
+                repeated.append((checked, fresh[key]))
             if there is None:
-                fresh[key] = frame
-            elif there != hashes[id(frame)]:
-                outcomes.refused[id(frame)] = _conflict(frame)
+                fresh[key] = checked
+            elif there != hashes[checked]:
+                outcomes.refused[checked] = _conflict(checked)
             else:
                 counters.FRAMES.labels("duplicate").inc()
-        for part in inserts(fresh.values()):
-            missing = self._insert(part, contents, hashes)
-            outcomes.busy.update(map(id, missing))
-            kept = [frame for frame in part if id(frame) not in outcomes.busy]
+        for part in inserts(sorted(fresh.values(), key=_place)):
+            missing = self._insert(part, hashes)
+            outcomes.busy.update(missing)
+            kept = [checked for checked in part if checked not in outcomes.busy]
             outcomes.stored.extend(kept)
-            for frame in kept:
-                self._remember(frame, hashes[id(frame)])
+            for checked in kept:
+                self._remember(checked, hashes[checked])
             counters.FRAMES.labels("stored").inc(len(kept))
             counters.FRAMES.labels("busy").inc(len(missing))
-            counters.ROWS.inc(sum(map(columns.row_count, kept)))
-        for frame, first in repeated:
-            if id(first) in outcomes.busy:
-                outcomes.refused.pop(id(frame), None)
-                outcomes.busy.add(id(frame))
+            counters.ROWS.inc(sum(checked.rows for checked in kept))
+        for checked, first in repeated:
+            if first in outcomes.busy:
+                outcomes.refused.pop(checked, None)
+                outcomes.busy.add(checked)
         return outcomes
 
     def forget(self) -> None:
@@ -198,13 +196,13 @@ class Store:
         self._whole.clear()
 
     def _insert(
-        self, frames: Sequence[Frame], contents: Mapping[int, bytes], hashes: Mapping[int, int]
-    ) -> Sequence[Frame]:
+        self, frames: Sequence[Checked], hashes: Mapping[Checked, int]
+    ) -> Sequence[Checked]:
         """Insert frames of one day. Returns: those that are not in the ledger."""
         missing = frames
         for _ in range(2):
             try:
-                self._insert_once(missing, contents, hashes)
+                self._insert_once(missing, hashes)
                 return ()
             except Exception as exc:
                 self._whole.clear()
@@ -212,28 +210,23 @@ class Store:
                 log.warning("insert of %d frames failed: %s", len(missing), exc)
             # The insert may have landed all the same.
             stored = self._look_up(missing)
-            missing = [frame for frame in missing if identity(frame) not in stored]
+            missing = [checked for checked in missing if checked.identity not in stored]
             if not missing:
                 return ()
         return missing
 
-    def _insert_once(
-        self, frames: Sequence[Frame], contents: Mapping[int, bytes], hashes: Mapping[int, int]
-    ) -> None:
-        described = [read_workloads(contents[id(frame)]) for frame in frames]
-        self._insert_workloads(frames, described)
+    def _insert_once(self, frames: Sequence[Checked], hashes: Mapping[Checked, int]) -> None:
+        self._insert_workloads(frames)
         devices = columns.of_devices(frames)
         if devices is not None:
             self.ledger.insert("devices", devices)
-        reservations = columns.of_reservations(frames, described)
+        reservations = columns.of_reservations(frames)
         if reservations is not None:
             self.ledger.insert("reservations", reservations)
-        of_frames = [hashes[id(frame)] for frame in frames]
-        self.ledger.insert("rows", columns.of_rows(frames, of_frames, described, self.now_ms()))
+        of_frames = [hashes[checked] for checked in frames]
+        self.ledger.insert("rows", columns.of_rows(frames, of_frames, self.now_ms()))
 
-    def _insert_workloads(
-        self, frames: Sequence[Frame], described: Sequence[Sequence[Workload]]
-    ) -> None:
+    def _insert_workloads(self, frames: Sequence[Checked]) -> None:
         """Insert versions of workloads that differ from the last one known.
 
         Frames may come in any order, so a version is stamped with its window; when two versions
@@ -241,9 +234,9 @@ class Store:
         """
         known: dict[int, tuple[Workload, int]] = {}
         new: dict[tuple[int, int], tuple[Workload, int]] = {}
-        for frame, workloads in zip(frames, described, strict=True):
-            seen_ms = frame.window_start_ms
-            for workload in workloads:
+        for checked in frames:
+            seen_ms = checked.frame.window_start_ms
+            for workload in checked.workloads:
                 last = known.get(workload.workload) or self._known.get(workload.workload)
                 if last is None or last[0].details != workload.details:
                     now = workload, seen_ms
@@ -262,16 +255,17 @@ class Store:
         while len(self._known) > KNOWN_MAX_WORKLOADS:
             self._known.popitem(last=False)
 
-    def _look_up(self, frames: Sequence[Frame]) -> dict[Identity, int]:
+    def _look_up(self, frames: Sequence[Checked]) -> dict[Identity, int]:
         """Content hashes of those of these frames that are stored, by identity."""
         stored = {}
         unknown = []
-        for frame in frames:
-            there = self._recent.get(identity(frame))
+        for checked in frames:
+            key = node, epoch, _ = checked.identity
+            there = self._recent.get(key)
             if there is not None:
-                stored[identity(frame)] = there[0]
-            elif day_of(frame) not in self._whole.get((frame.node, frame.epoch), ()):
-                unknown.append(frame)
+                stored[key] = there[0]
+            elif day_of(checked) not in self._whole.get((node, epoch), ()):
+                unknown.append(checked)
         for start_s, day in by_day(self._of_known_agents(unknown)):
             for first in range(0, len(day), LOOKUP_MAX_FRAMES):
                 some = day[first : first + LOOKUP_MAX_FRAMES]
@@ -280,22 +274,22 @@ class Store:
                 stored.update(zip(keys, found["hash"], strict=True))
         return stored
 
-    def _of_known_agents(self, frames: Sequence[Frame]) -> list[Frame]:
+    def _of_known_agents(self, frames: Sequence[Checked]) -> list[Checked]:
         """Those of agents of whose day something is stored; of the others all will be known."""
         if not self.ledger.exclusive:
             return list(frames)
         known = []
         for start_s, day in by_day(frames):
-            agents = {(frame.node, frame.epoch) for frame in day}
+            agents = {checked.identity[:2] for checked in day}
             found = self.ledger.query(_agents(start_s, agents)).to_pydict()
             there = set(zip(found["node"], found["epoch"], strict=True))
-            known += [frame for frame in day if (frame.node, frame.epoch) in there]
+            known += [checked for checked in day if checked.identity[:2] in there]
             for agent in agents - there:
                 self._whole.setdefault(agent, set()).add(start_s // DAY_S)
         return known
 
-    def _remember(self, frame: Frame, content_hash: int) -> None:
-        self._recent[identity(frame)] = content_hash, day_of(frame)
+    def _remember(self, checked: Checked, content_hash: int) -> None:
+        self._recent[checked.identity] = content_hash, day_of(checked)
         if len(self._recent) > RECENT_MAX_FRAMES:
             (node, epoch, _), (_, day) = self._recent.popitem(last=False)
             days = self._whole.get((node, epoch), set())
@@ -304,31 +298,32 @@ class Store:
                 self._whole.pop((node, epoch), None)
 
 
-def identity(frame: Frame) -> Identity:
-    """What makes a frame the same frame."""
-    return frame.node, frame.epoch, frame.seq
+def _place(checked: Checked) -> tuple[str, int, int, int]:
+    """Its place in the order of the table's key: rows so ordered need no sorting."""
+    node, epoch, seq = checked.identity
+    return node, checked.frame.window_start_ms, epoch, seq
 
 
-def day_of(frame: Frame) -> int:
+def day_of(checked: Checked) -> int:
     """The UTC day of a frame's window, days since 1970."""
-    return frame.window_start_ms // 1000 // DAY_S
+    return checked.frame.window_start_ms // 1000 // DAY_S
 
 
-def by_day(frames: Iterable[Frame]) -> Iterator[tuple[int, list[Frame]]]:
+def by_day(frames: Iterable[Checked]) -> Iterator[tuple[int, list[Checked]]]:
     """(start of the UTC day in s, its frames)."""
 
     for number, of_day in groupby(sorted(frames, key=day_of), key=day_of):
         yield number * DAY_S, list(of_day)
 
 
-def inserts(frames: Iterable[Frame]) -> Iterator[list[Frame]]:
+def inserts(frames: Iterable[Checked]) -> Iterator[list[Checked]]:
     """Whole frames of one day each, as many as surely land as one part."""
     for _, day in by_day(frames):
-        part: list[Frame] = []
+        part: list[Checked] = []
         rows = size = 0
         for frame in day:
-            more = columns.row_count(frame) + 1
-            more_bytes = more * ROW_BYTES + frame.ByteSize()
+            more = frame.rows + 1
+            more_bytes = more * ROW_BYTES + len(frame.packed)
             if part and (rows + more > INSERT_MAX_ROWS or size + more_bytes > INSERT_MAX_BYTES):
                 yield part
                 part, rows, size = [], 0, 0
@@ -338,8 +333,8 @@ def inserts(frames: Iterable[Frame]) -> Iterator[list[Frame]]:
         yield part
 
 
-def _headers(day_start_s: int, frames: Sequence[Frame]) -> str:
-    keys = {identity(frame) for frame in frames}
+def _headers(day_start_s: int, frames: Sequence[Checked]) -> str:
+    keys = {checked.identity for checked in frames}
     nodes = ", ".join(sorted({literal(node) for node, _, _ in keys}))
     seqs = ", ".join(map(str, sorted({seq for _, _, seq in keys})))
     epochs = ", ".join(map(str, sorted({epoch for _, epoch, _ in keys})))
@@ -372,11 +367,12 @@ def _agents(day_start_s: int, agents: Iterable[tuple[str, int]]) -> str:
     )
 
 
-def _conflict(frame: Frame) -> Refused:
+def _conflict(checked: Checked) -> Refused:
+    node, epoch, seq = checked.identity
     return Refused(
-        frame,
+        checked,
         "conflict",
-        f"frame {frame.seq} of epoch {frame.epoch:#x} of {frame.node} is stored with other "
+        f"frame {seq} of epoch {epoch:#x} of {node} is stored with other "
         "content; a frame never changes once sent. Look for two agents with one name, or for a "
         "copied state directory",
     )

@@ -17,7 +17,7 @@ from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.stages import Busy, Stage
 from joulegram.collector.writer import Writer
 from joulegram.v1.telemetry_pb2 import Frame
-from tests.collector.made_frames import NOW_MS
+from tests.collector.made_frames import NOW_MS, checked
 
 
 async def eventually(holds: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
@@ -43,7 +43,7 @@ async def put(stage: Stage, frames: Sequence[Frame]) -> None:
     async with asyncio.timeout(120):
         while True:
             try:
-                assert not await stage.send(frames)
+                assert not await stage.send(checked(*frames))
                 return
             except Busy:
                 await asyncio.sleep(0.2)

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from joulegram.collector.checked import Checked
 from joulegram.collector.kafka.config import KafkaConfig
 from joulegram.collector.kafka.records import Unpackable, pack, partition_of, unpack
 from joulegram.collector.ledger.ledger import Ledger
@@ -65,7 +66,7 @@ class Gate:
     next: Stage | None = None
     offered: int = 0
 
-    async def send(self, frames: Sequence[Frame]) -> Sequence[Refused]:
+    async def send(self, frames: Sequence[Checked]) -> Sequence[Refused]:
         self.offered += len(frames)
         await self.opened.wait()
         assert self.next is not None
@@ -79,7 +80,7 @@ class Stubborn:
     times: int
     next: Stage | None = None
 
-    async def send(self, frames: Sequence[Frame]) -> Sequence[Refused]:
+    async def send(self, frames: Sequence[Checked]) -> Sequence[Refused]:
         if self.times:
             self.times -= 1
             raise Busy("not now")

@@ -18,16 +18,17 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.errors import CommitFailedError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
+from joulegram.collector.checked import Checked
 from joulegram.collector.errors import BadSetting
 from joulegram.collector.kafka import counters
 from joulegram.collector.kafka.client import connection
 from joulegram.collector.kafka.config import RECORD_MOST_BYTES, KafkaConfig
 from joulegram.collector.kafka.letters import FRAME, RECORD, DeadLetters, Letter, now_ms
-from joulegram.collector.kafka.records import Unpackable, bytes_of, unpack
+from joulegram.collector.kafka.records import Unpackable, unpack
 from joulegram.collector.kafka.topics import check_topics
 from joulegram.collector.packed import Unreadable, read_frame
 from joulegram.collector.stages import Busy, Stage
-from joulegram.collector.validate import validate
+from joulegram.collector.validate import Refusal, validate_all
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
@@ -233,8 +234,7 @@ class FromKafka:
 
     async def _keep(self, bite: _Bite) -> None:
         """Return once every frame of these records is durable or parked."""
-        frames: list[Frame] = []
-        of_frame: dict[int, tuple[int, bytes]] = {}
+        read: list[tuple[Frame, bytes, int]] = []
         letters: list[Letter] = []
         for offset, value in bite.values:
             try:
@@ -246,13 +246,17 @@ class FromKafka:
                 frame = read_frame(one)
                 if isinstance(frame, Unreadable):
                     letters.append(self._letter(bite, offset, one, "bytes", frame.why))
-                    continue
-                wrong = self._judge(frame)
-                if wrong is not None:
-                    letters.append(self._letter(bite, offset, one, *wrong, node=frame.node))
-                    continue
-                frames.append(frame)
-                of_frame[id(frame)] = offset, one
+                else:
+                    read.append((*frame, offset))
+        frames: list[Checked] = []
+        offset_of: dict[Checked, int] = {}
+        answers = self._judge([(frame, one) for frame, one, _ in read])
+        for (frame, one, offset), answer in zip(read, answers, strict=True):
+            if isinstance(answer, Checked):
+                frames.append(answer)
+                offset_of[answer] = offset
+            else:
+                letters.append(self._letter(bite, offset, one, *answer, node=frame.node))
         attempt = 0
         while frames:
             try:
@@ -266,28 +270,25 @@ class FromKafka:
                 attempt += 1
                 continue
             for no in refused:
-                offset, one = of_frame.get(id(no.frame), (bite.values[0][0], b""))
-                one = one or bytes_of(no.frame)
-                letters.append(
-                    self._letter(bite, offset, one, no.reason, no.detail, node=no.frame.node)
-                )
+                offset, one, node = offset_of[no.frame], no.frame.packed, no.frame.frame.node
+                letters.append(self._letter(bite, offset, one, no.reason, no.detail, node=node))
             break
         if letters and not bite.abandoned:
             await self.letters.park(letters)
 
-    def _judge(self, frame: Frame) -> tuple[str, str] | None:
+    def _judge(self, frames: Sequence[tuple[Frame, bytes]]) -> list[Checked | Refusal]:
         # Intake judged the sender's clock when the frame was sent. A frame may wait here for
         # days, so of times only what the ledger needs is judged again: not too old, and not
         # in a future that has not come since.
-        now = self.now_ms()
-        sent_at_ms = frame.sent_at_ms
-        frame.sent_at_ms = 0
+        sent_at_ms = [frame.sent_at_ms for frame, _ in frames]
+        for frame, _ in frames:
+            frame.sent_at_ms = 0
         try:
-            return validate(frame, frame.node, now, self.raw_days)
-        except Exception as failed:  # whatever it is, it must not stop its partition
-            return "shape", f"{type(failed).__name__} while it was looked at: {failed}"
+            arrived = [(frame, packed, frame.node) for frame, packed in frames]
+            return validate_all(arrived, self.now_ms(), self.raw_days)
         finally:
-            frame.sent_at_ms = sent_at_ms
+            for (frame, _), at_ms in zip(frames, sent_at_ms, strict=True):
+                frame.sent_at_ms = at_ms
 
     def _letter(
         self,

@@ -163,10 +163,10 @@ async def _replay(config: KafkaConfig, letters: Iterator[tuple[int, Letter]]) ->
 def _record(config: KafkaConfig, letter: Letter) -> Record | None:
     if letter.what != FRAME:
         return None
-    frame = read_frame(letter.value)
-    if isinstance(frame, Unreadable):
+    read = read_frame(letter.value)
+    if isinstance(read, Unreadable):
         return None
-    partition = partition_of(frame.node, config.partitions)
+    partition = partition_of(read[0].node, config.partitions)
     return Record(config.topic, partition, pack([letter.value]))
 
 

@@ -8,8 +8,6 @@ any program with the .proto can read the topic.
 import zlib
 from collections.abc import Iterator, Sequence
 
-from joulegram.v1.telemetry_pb2 import Frame
-
 TAG = b"\x0a"  # field 1, with a length
 
 
@@ -23,11 +21,6 @@ def partition_of(node: str, partitions: int) -> int:
     The same in every process and release: frames of one node never change partition.
     """
     return zlib.crc32(node.encode()) % partitions
-
-
-def bytes_of(frame: Frame) -> bytes:
-    """A frame as its agent sent it, or the same again."""
-    return frame.SerializeToString()
 
 
 def pack(frames: Sequence[bytes]) -> bytes:

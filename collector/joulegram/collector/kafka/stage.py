@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from joulegram.collector import counters as intake_counters
+from joulegram.collector.checked import Checked
 from joulegram.collector.kafka import counters
 from joulegram.collector.kafka.config import KafkaConfig
 from joulegram.collector.kafka.producer import Producer, Record
-from joulegram.collector.kafka.records import bytes_of, pack, partition_of
+from joulegram.collector.kafka.records import pack, partition_of
 from joulegram.collector.stages import Busy, Refused
-from joulegram.v1.telemetry_pb2 import Frame
 
 
 @dataclass(slots=True)
@@ -35,18 +35,17 @@ class ToKafka:
         self._waiting_bytes = 0
         self._puts: set[asyncio.Task[None]] = set()
 
-    async def send(self, frames: Sequence[Frame]) -> Sequence[Refused]:
+    async def send(self, frames: Sequence[Checked]) -> Sequence[Refused]:
         """Return once every replica in sync has the frames. Raises Busy."""
         parts: dict[int, _Waiting] = {}
         loop = asyncio.get_running_loop()
-        for frame in frames:
-            packed = bytes_of(frame)
-            partition = partition_of(frame.node, self._config.partitions)
+        for one in frames:
+            partition = partition_of(one.frame.node, self._config.partitions)
             part = parts.get(partition)
             if part is None:
                 part = parts[partition] = _Waiting([], 0, loop.create_future())
-            part.frames.append(packed)
-            part.size += len(packed)
+            part.frames.append(one.packed)
+            part.size += len(one.packed)
         size = sum(part.size for part in parts.values())
         if not self._producer.ready or not self._producer.has_room(self._waiting_bytes + size):
             self._producer.start()

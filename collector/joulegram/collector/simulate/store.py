@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from joulegram.collector.checked import Checked
 from joulegram.collector.errors import LedgerUnusable
 from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.ledger.migrate import migrate
@@ -41,16 +42,16 @@ def fill(fleet: Fleet, data: Path, progress: Callable[[int], None]) -> Totals:
 
         def commit() -> None:
             nonlocal rows
-            frames = [Frame.FromString(made.packed) for made in group]
+            frames = [Checked.of(Frame.FromString(made.packed), made.packed) for made in group]
             outcome = store.keep(frames)
             if outcome.busy:
                 raise LedgerUnusable(
                     f"the ledger {data} did not take an insert (is its disk full?); run the same "
                     "command again: what is stored stays, and is not stored twice"
                 )
-            rollup.touch(outcome.stored)
+            rollup.touch([one.frame for one in outcome.stored])
             for frame, made in zip(frames, group, strict=True):
-                if id(frame) in outcome.refused:
+                if frame in outcome.refused:
                     totals.refused += 1
                 else:
                     totals.add(made)
