@@ -243,11 +243,11 @@ class FromKafka:
                 letters.append(self._letter(bite, offset, value, "bytes", str(broken), RECORD))
                 continue
             for one in packed:
-                frame = read_frame(one)
-                if isinstance(frame, Unreadable):
-                    letters.append(self._letter(bite, offset, one, "bytes", frame.why))
+                arrived = read_frame(one)
+                if isinstance(arrived, Unreadable):
+                    letters.append(self._letter(bite, offset, one, "bytes", arrived.why))
                 else:
-                    read.append((*frame, offset))
+                    read.append((*arrived, offset))
         frames: list[Checked] = []
         offset_of: dict[Checked, int] = {}
         answers = self._judge([(frame, one) for frame, one, _ in read])
