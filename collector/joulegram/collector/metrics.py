@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from joulegram.collector import counters
 from joulegram.collector.grid.feeds import FeedMetrics
 from joulegram.collector.live import REST, Live, Now, WorkloadPower
+from joulegram.collector.security import counts as security_counts
 from joulegram.collector.standing import Standing
 from joulegram.collector.totals import EnergyTotals
 
@@ -355,6 +356,7 @@ def reference() -> str:
     registry = _Noting()
     counters.register(registry)
     FeedMetrics(registry)
+    security_counts.register(registry)
     for collector in registry.noted:
         for metric in collector.collect():
             name = metric.name + ("_total" if metric.type == "counter" else "")

@@ -5,26 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Gauge
-
 from joulegram.collector.errors import BadSetting
+from joulegram.collector.security.counts import RELOAD_FAILING
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 EVERY_S = 2.0
-
-FAILING = Gauge(
-    "joulegram_security_reload_failing",
-    "1 while a changed file of [security] cannot be used; what was read before stays in force.",
-    ["key"],
-    registry=None,
-)
-
-
-def register(registry: CollectorRegistry) -> None:
-    """Show the gauge in a registry."""
-    registry.register(FAILING)
 
 
 class Fresh(Generic[T]):
@@ -38,7 +25,7 @@ class Fresh(Generic[T]):
         self._seen = self._signature()
         self._complaint = ""
         self.value = load()
-        FAILING.labels(key).set(0)
+        RELOAD_FAILING.labels(key).set(0)
 
     def refresh(self) -> bool:
         """Whether there is a new value. Never raises."""
@@ -53,10 +40,10 @@ class Fresh(Generic[T]):
             if str(exc) != self._complaint:
                 self._complaint = str(exc)
                 log.error("%s What was read before stays in force.", exc)
-            FAILING.labels(self._key).set(1)
+            RELOAD_FAILING.labels(self._key).set(1)
             return False
         self._complaint = ""
-        FAILING.labels(self._key).set(0)
+        RELOAD_FAILING.labels(self._key).set(0)
         log.warning("security.%s was read again: it has changed", self._key)
         return True
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from joulegram.collector.security import fresh, peers, tls
+from joulegram.collector.security import counts, fresh
 from joulegram.collector.security.config import SecurityConfig
 from joulegram.collector.security.fresh import Fresh
 from joulegram.collector.security.peers import Peers
@@ -38,8 +38,7 @@ class Guard:
 
     def register(self, registry: CollectorRegistry) -> None:
         """Show what is counted of it in a registry."""
-        for module in (fresh, peers, tls):
-            module.register(registry)
+        counts.register(registry)
 
     async def run(self, every_s: float = fresh.EVERY_S) -> None:
         """Take changed files until cancelled. They are small and local: no thread is needed."""

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from prometheus_client import CollectorRegistry
-from prometheus_client import Counter as CounterMetric
 
 from joulegram.collector.security.config import SecurityConfig
+from joulegram.collector.security.counts import STREAMS_DENIED
 from joulegram.collector.security.fresh import Fresh
 from joulegram.collector.security.tokens import Sender, Tokens, senders
 
@@ -30,19 +29,8 @@ PEERS_MAX = 20_000  # whose rate is remembered
 SAY_AGAIN_S = 60.0
 TRY_AGAIN_S = 30
 
-DENIED = CounterMetric(
-    "joulegram_intake_denied",
-    "Streams ended for want of credentials, for another's name, or for taking too much.",
-    ["reason"],
-    registry=None,
-)
 # A client may open a connection and say nothing, or half a handshake.
 GRPC_OPTIONS = (("grpc.server_handshake_timeout_ms", 10_000),)
-
-
-def register(registry: CollectorRegistry) -> None:
-    """Show the counter in a registry."""
-    registry.register(DENIED)
 
 
 class Denied(Exception):
@@ -235,7 +223,7 @@ class Peers:
             del self._streams[key]
 
     async def _abort(self, context: Any, denied: Denied) -> None:
-        DENIED.labels(denied.reason).inc()
+        STREAMS_DENIED.labels(denied.reason).inc()
         now_s = self.clock_s()
         if now_s - self._said_at_s.get(denied.reason, -SAY_AGAIN_S) >= SAY_AGAIN_S:
             self._said_at_s[denied.reason] = now_s

@@ -10,25 +10,14 @@ from pathlib import Path
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from prometheus_client import CollectorRegistry, Gauge
 
 from joulegram.collector.errors import BadSetting
 from joulegram.collector.security.config import SecurityConfig
+from joulegram.collector.security.counts import CERTIFICATE_EXPIRY
 from joulegram.collector.security.files import read_private, read_trusted
 from joulegram.collector.security.fresh import Fresh
 
 log = logging.getLogger(__name__)
-
-EXPIRY = Gauge(
-    "joulegram_tls_certificate_expiry_timestamp_seconds",
-    "When the certificate in force ends, seconds since 1970 UTC; 0: no TLS.",
-    registry=None,
-)
-
-
-def register(registry: CollectorRegistry) -> None:
-    """Show the gauge in a registry."""
-    registry.register(EXPIRY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +115,7 @@ class Certificates:
                 self._cert,
                 pem.expires,
             )
-        EXPIRY.set(pem.expires.timestamp())
+        CERTIFICATE_EXPIRY.set(pem.expires.timestamp())
         return pem
 
 

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from fastapi import Request, Response
-from prometheus_client import CollectorRegistry, Counter
 
+from joulegram.collector.security.counts import REQUESTS_DENIED
 from joulegram.collector.security.fresh import Fresh
 from joulegram.collector.security.tokens import Reader, Tokens
 
@@ -28,13 +28,6 @@ METRICS = "/metrics"
 Answer = Callable[[Request], Awaitable[Response]]
 Failure = Callable[..., Response]
 
-DENIED = Counter("joulegram_web_denied", "Requests denied, by why.", ["reason"], registry=None)
-
-
-def register(registry: CollectorRegistry) -> None:
-    """Show the counter in a registry."""
-    registry.register(DENIED)
-
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -50,7 +43,7 @@ class Access:
         """The answer to a request that may not be; None lets it through, its reader noted."""
         # A page of elsewhere can have its own name point here and read what it likes.
         if self.hosts is not None and not _is_named(request.headers.get("host", ""), self.hosts):
-            DENIED.labels("host").inc()
+            REQUESTS_DENIED.labels("host").inc()
             return failure(
                 421,
                 "this is not the name of a collector",
@@ -68,7 +61,7 @@ class Access:
             if path == HEALTH and not authorization:
                 request.state.nobody = True
                 return None
-            DENIED.labels("token" if authorization else "no token").inc()
+            REQUESTS_DENIED.labels("token" if authorization else "no token").inc()
             return failure(
                 401,
                 "this token is not known here" if authorization else "this takes a token",
@@ -82,7 +75,7 @@ class Access:
         )
         if allowed:
             return None
-        DENIED.labels("path").inc()
+        REQUESTS_DENIED.labels("path").inc()
         return failure(
             403,
             f"this token does not show {path}",
