@@ -466,6 +466,76 @@ def test_bytes_that_changed_on_disk_are_never_sent(tmp_path: Path) -> None:
     assert recovered > 60 * 40 / 2
 
 
+@pytest.mark.parametrize("processes", [4, 40, 300], ids=["several a page", "a page", "pages"])
+@pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])
+def test_a_lost_page_costs_what_it_held_and_no_more(
+    tmp_path: Path, processes: int, killed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any page: SQLite's header and the root of its tree too, whose loss hides every frame."""
+    spool = Spool.open(tmp_path / "whole", "n1")
+    made = {seq: made_frame(seq, processes=processes) for seq in range(1, 31)}
+    bodies = {}
+    for seq, frame in made.items():
+        spool.append(frame)
+        bodies[seq] = serialised(frame)
+    spool.offer(10, recent=False)
+    spool.ack([(1, 1, 6)])
+    if killed:  # its last transactions are in the log alone
+        shutil.copytree(tmp_path / "whole", tmp_path / "copy")
+    spool.close()
+    whole = tmp_path / ("copy" if killed else "whole")
+    database = "spool/frames.db"
+    pages = (tmp_path / "whole" / database).stat().st_size // 4096
+    a_page_holds = max(1, 4096 // len(bodies[1]) + 1)
+    rng = random.Random(1)
+    for page in {0, 1, 2, 3, 4, pages - 1, *rng.sample(range(pages), min(pages, 12))}:
+        state = tmp_path / "state"
+        shutil.rmtree(state, ignore_errors=True)
+        shutil.copytree(whole, state)
+        with (state / database).open("r+b") as file:
+            file.seek(page * 4096)
+            file.write(rng.randbytes(4096))
+        caplog.clear()
+        spool = Spool.open(state, "n1")
+        given = give_all(spool)
+        stats = spool.stats()
+        spool.close()
+        assert all(one.body == bodies[one.seq] for one in given)
+        assert not {one.seq for one in given} & set(range(1, 7))  # acknowledged is acknowledged
+        lost = 30 - stats.acked - len(given)
+        assert lost <= a_page_holds, page
+        if lost and not stats.dropped_uj:
+            assert stats.salvages == 1
+            assert "is damaged" in caplog.text
+            assert stats.unreadable == lost
+        if stats.dropped_uj:
+            gone = set(range(7, 31)) - {one.seq for one in given}
+            assert stats.dropped_uj == {"damaged": sum(energy_uj(made[seq]) for seq in gone)}
+
+
+def test_frames_that_were_let_go_do_not_come_back_from_a_damaged_spool(tmp_path: Path) -> None:
+    now = [1_000_000]
+    spool = Spool.open(tmp_path, "n1", now_ms=lambda: now[0])
+    for seq in range(1, 101):
+        spool.append(made_frame(seq))
+    spool.offer(60, recent=False)
+    spool.ack([(1, 1, 60)])
+    now[0] += KEEP_ACKED_MS + 1
+    for seq in range(101, 111):
+        spool.append(made_frame(seq))
+    assert spool.stats().acked == 0
+    spool.close()
+    with (tmp_path / "spool/frames.db").open("r+b") as file:
+        file.seek(2 * 4096)  # the root of the tree
+        file.write(bytes(4096))
+    spool = Spool.open(tmp_path, "n1", now_ms=lambda: now[0])
+    assert spool.stats().salvages == 1
+    assert {one.seq for one in give_all(spool)} <= set(range(61, 111))
+    assert len(give_all(spool)) >= 49
+    assert spool.stats().acked == 0
+    spool.close()
+
+
 def test_damage_met_while_running_is_repaired(tmp_path: Path) -> None:
     bodies = filled(tmp_path, 300, processes=300)  # more than SQLite's cache holds
     spool = Spool.open(tmp_path, "n1")

@@ -47,7 +47,7 @@ def readable(database: Path, columns: str, damage: Damage) -> Iterator[dict[str,
                     found = dict(zip(columns.split(", "), row, strict=True))
                     damage.unreadable += misses
                     position, misses = found["position"], 0
-                    if _intact(found):
+                    if intact(found):
                         yield found
                     else:
                         damage.altered += 1
@@ -64,7 +64,8 @@ def readable(database: Path, columns: str, damage: Damage) -> Iterator[dict[str,
         db.close()
 
 
-def _intact(row: dict[str, Any]) -> bool:
+def intact(row: dict[str, Any]) -> bool:
+    """Whether the frame's bytes are those that were written."""
     body = row["body"]
     return isinstance(body, bytes) and zlib.crc32(body) == row["crc"]
 

@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from joulegram.agent.errors import SpoolFailed, SpoolInUse
-from joulegram.agent.salvage import Damage, readable
+from joulegram.agent.salvage import Damage, intact, readable
+from joulegram.agent.scattered import scattered
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
@@ -121,20 +122,22 @@ class Home:
 
         Closes `damaged`, unless it raises (OSError, sqlite3.Error): then nothing has changed.
         """
-        damage, kept = Damage(), 0
+        damage, database = Damage(), self._here / "frames.db"
         db = self._build()
         try:
             db.execute("BEGIN")
-            for row in readable(self._here / "frames.db", COLUMNS, damage):
+            reached = set()  # positions
+            for row in readable(database, COLUMNS, damage):
                 if self._is_whole(row):
-                    db.execute(
-                        f"INSERT OR IGNORE INTO frames ({COLUMNS})"  # noqa: S608
-                        f" VALUES ({', '.join('?' * len(row))})",
-                        tuple(row.values()),
-                    )
-                    kept += 1
+                    reached.add(row["position"])
+                    _carry(db, row)
                 else:
                     damage.altered += 1
+            for row in scattered(database, COLUMNS, PAGE_BYTES):
+                if row["position"] not in reached and intact(row) and self._is_whole(row):
+                    _carry(db, row)
+            (kept,) = db.execute("SELECT count(*) FROM frames").fetchone()
+            damage.unreadable = max(0, damage.unreadable - (kept - len(reached)))
             db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", _dropped(damaged))
             db.execute("COMMIT")
         finally:
@@ -259,6 +262,18 @@ def is_passing(exc: Exception, state: Path) -> bool:
         with contextlib.suppress(OSError):
             return bool(os.statvfs(state).f_flag & os.ST_RDONLY)
     return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+def _carry(db: sqlite3.Connection, row: Mapping[str, object]) -> None:
+    # Of two versions of a frame the later state is the newer one: it may have been folded, or
+    # offered, and must not change back.
+    db.execute(
+        f"INSERT INTO frames ({COLUMNS}) VALUES ({', '.join('?' * len(row))})"  # noqa: S608
+        " ON CONFLICT DO UPDATE SET state = excluded.state, changed_at_ms = excluded.changed_at_ms,"
+        " reason = excluded.reason, detail = excluded.detail, crc = excluded.crc,"
+        " body = excluded.body WHERE excluded.state > state",
+        tuple(row.values()),
+    )
 
 
 def _dropped(damaged: sqlite3.Connection | None) -> list[tuple[str, int]]:
