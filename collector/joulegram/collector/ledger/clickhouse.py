@@ -22,6 +22,7 @@ from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from joulegram.collector import counters
 from joulegram.collector.errors import CollectorError, LedgerFailed, LedgerRefused
+from joulegram.collector.ledger.cluster import local
 from joulegram.collector.ledger.config import ClickhouseConfig
 from joulegram.collector.ledger.ledger import Value, literal
 from joulegram.collector.ledger.native import Columns, as_array
@@ -94,6 +95,10 @@ class ClickhouseLedger:
         if config.insert_quorum:
             self._writing["insert_quorum"] = config.insert_quorum
         self._reading = dict(READ_SETTINGS) | {
+            # Sets of a question over all shards come from all shards.
+            **({"distributed_product_mode": "global"} if config.cluster else {}),
+            # What a quorum does not hold yet is not there yet: nobody may acknowledge it.
+            **({"select_sequential_consistency": 1} if config.insert_quorum else {}),
             "max_execution_time": max(1, round(config.query_max_s)),
             "max_memory_usage": config.query_max_bytes,
         }
@@ -117,7 +122,7 @@ class ClickhouseLedger:
         names = ", ".join(columns)
         with self._connection() as connection:
             connection.client.execute(
-                f"INSERT INTO {table} ({names}) VALUES",
+                f"INSERT INTO {self._own(table)} ({names}) VALUES",
                 arrays,
                 columnar=True,
                 settings=connection.known(self._writing),
@@ -142,6 +147,10 @@ class ClickhouseLedger:
             ended = self._state.wait_for(lambda: self._running == 0, timeout_s)
         self._drop_idle()
         return ended
+
+    def _own(self, table: str) -> str:
+        """What is written to: of a cluster the server's own replicated table."""
+        return f"{local(self._config.database)}.{table}" if self.cluster else table
 
     def _create_database(self) -> None:
         on_cluster = f" ON CLUSTER {literal(self._config.cluster)}" if self._config.cluster else ""

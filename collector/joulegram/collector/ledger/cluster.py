@@ -58,15 +58,28 @@ def on_cluster(statement: str, cluster: str, database: str) -> Iterator[str]:
             if table in EVERYWHERE
             else f"Distributed(`{cluster}`, {own}, {table})"
         )
-        yield (
-            f"CREATE TABLE IF NOT EXISTS {database}.{table} {everywhere} "
-            f"AS {own}.{table} ENGINE = {asked}"
-        )
+        yield _asked(table, cluster, database)
     elif changed := _ALTER.fullmatch(statement):
-        for name in (own, database):
-            yield f"ALTER TABLE {name}.{changed['table']} {everywhere} {changed['rest']}"
+        table = changed["table"]
+        yield f"ALTER TABLE {own}.{table} {everywhere} {changed['rest']}"
+        if not changed["rest"].startswith("MODIFY COLUMN"):
+            # What asks all shards holds nothing, and cannot be altered ON CLUSTER: made anew.
+            yield f"DROP TABLE IF EXISTS {database}.{table} {everywhere}"
+            yield _asked(table, cluster, database)
     else:
         raise ValueError(f"not known how to run this on a cluster: {statement[:80]}")
+
+
+def _asked(table: str, cluster: str, database: str) -> str:
+    engine = (
+        f"Merge({local(database)}, '^{table}$')"
+        if table in EVERYWHERE
+        else f"Distributed(`{cluster}`, {local(database)}, {table})"
+    )
+    return (
+        f"CREATE TABLE IF NOT EXISTS {database}.{table} ON CLUSTER `{cluster}` "
+        f"AS {local(database)}.{table} ENGINE = {engine}"
+    )
 
 
 def databases(cluster: str, database: str) -> list[str]:
