@@ -7,6 +7,7 @@ identity. The client library belongs to one thread; frames are stored from the e
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -132,6 +133,9 @@ class FromKafka:
             except KafkaError as failed:
                 log.warning("reading from Kafka failed, connecting anew: %r", failed)
                 self._stop.wait(1.0)
+            except Exception:  # of the client library; a partition must not stop for it
+                log.exception("reading from Kafka failed, connecting anew")
+                self._stop.wait(1.0)
             finally:
                 self._leave(client)
 
@@ -224,10 +228,10 @@ class FromKafka:
 
     def _leave(self, client: Any) -> None:
         # With the last commits, and a goodbye that lets others go on at once.
-        try:
+        with contextlib.suppress(KafkaError, OSError):
             self.hand_over(client, list(self._bites))
-        finally:
-            counters.ASSIGNED.set(0)
+        counters.ASSIGNED.set(0)
+        with contextlib.suppress(KafkaError, OSError):
             client.close(autocommit=False, timeout_ms=5_000)
 
     # In the event loop.

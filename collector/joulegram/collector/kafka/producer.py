@@ -5,6 +5,7 @@ ones. So the bound is here, and after a failure the client is made anew.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from joulegram.collector.errors import BadSetting
 from joulegram.collector.kafka import counters
 from joulegram.collector.kafka.client import connection
 from joulegram.collector.kafka.config import RECORD_MOST_BYTES, KafkaConfig
@@ -23,6 +23,7 @@ from joulegram.collector.stages import Busy
 log = logging.getLogger(__name__)
 
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+METADATA_MS = 10_000
 OVERHEAD_BYTES = 64 * 2**10  # headers of a dead letter, and what a batch adds
 
 
@@ -106,7 +107,7 @@ class Producer:
             self._connecting.cancel()
         client, self._client = self._client, None
         if client is not None:
-            await asyncio.to_thread(client.close, timeout_s)
+            await asyncio.to_thread(_let_go, client, timeout_s)
 
     async def _put(self, client: Any, record: Record) -> None:
         loop = asyncio.get_running_loop()
@@ -137,7 +138,7 @@ class Producer:
             log.warning("Kafka did not take a record, connecting anew: %r", failure)
             self._client = None
             counters.CONNECTED.set(0)
-            asyncio.get_running_loop().run_in_executor(None, client.close, 0)
+            asyncio.get_running_loop().run_in_executor(None, _let_go, client, 0.0)
             self.start()
 
     async def _connect(self) -> None:
@@ -148,7 +149,7 @@ class Producer:
                 counters.CONNECTED.set(1)
                 self._connecting = None
                 return
-            except (KafkaError, OSError, BadSetting) as failed:
+            except Exception as failed:
                 if attempt in (0, len(RETRY_S)) or attempt % 60 == 0:
                     log.warning("no Kafka yet, trying again: %s: %s", type(failed).__name__, failed)
             await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
@@ -163,14 +164,26 @@ class Producer:
             acks="all",
             enable_idempotence=True,
             linger_ms=0,
-            max_block_ms=200,
+            max_block_ms=METADATA_MS,
             batch_size=self._config.record_max_bytes,
             max_request_size=RECORD_MOST_BYTES + OVERHEAD_BYTES,
             delivery_timeout_ms=timeout_ms,
             request_timeout_ms=max(1_000, timeout_ms // 2),
             allow_auto_create_topics=False,
         )
-        for topic in (self._config.topic, self._config.dead_letter_topic):
-            # What it does not know it would look for while the event loop waits.
-            client.partitions_for(topic)
+        try:
+            for topic in (self._config.topic, self._config.dead_letter_topic):
+                client.partitions_for(topic)
+        except BaseException:
+            _let_go(client, 0.0)
+            raise
+        # It knows them now, and keeps what it knows; should it ever look again, the event loop
+        # would wait for it.
+        client.config["max_block_ms"] = 200
         return client
+
+
+def _let_go(client: Any, timeout_s: float) -> None:
+    # Brokers that do not answer need not hear that we leave.
+    with contextlib.suppress(KafkaError, OSError):
+        client.close(timeout=timeout_s)
