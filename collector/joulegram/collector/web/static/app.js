@@ -321,11 +321,25 @@ function drawCharts() {
 
 // ---- asking
 
+// A token stays in this tab, and goes nowhere but to this collector.
+let token = sessionStorage.getItem("token") || "";
+let locked = false;
+
 async function ask(path) {
-  const answer = await fetch(path, { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
+  const headers = token ? { authorization: "Bearer " + token } : {};
+  const answer = await fetch(path, { headers, signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
+  locked = answer.status === 401;
   if (!answer.ok) throw new Error(path + " answered " + answer.status);
   return answer.json();
 }
+
+at("sign-in").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = at("token").value.trim();
+  at("token").value = "";
+  sessionStorage.setItem("token", token);
+  refreshNow().catch(() => {}).then(drawState);
+});
 
 async function refreshNow() {
   lastNow = await ask("/api/v1/now?top=15");
@@ -339,6 +353,7 @@ async function refreshCharts() {
   if (!lastNow || lastNow.state === "waiting") return;
   const [power, intensity] = await Promise.allSettled([ask("/api/v1/power?since=1h"), ask("/api/v1/intensity?since=24h")]);
   if (power.status === "fulfilled") lastCharts.power = power.value;
+  else if (String(power.reason).endsWith("403")) draw("power-chart", [], {}, "A team's token does not show this: joulegram report has its energy over any time.");
   if (intensity.status === "fulfilled") lastCharts.intensity = intensity.value.points;
   drawCharts();
 }
@@ -358,7 +373,12 @@ function drawState() {
   let dot = "";
   let state = "Connecting…";
   let problem = "";
-  if (paused) {
+  show(at("sign-in"), locked);
+  if (locked) {
+    dot = "warn";
+    state = "Locked";
+    problem = token ? "This collector does not know that token." : "";
+  } else if (paused) {
     dot = "warn";
     state = "Paused";
   } else if (offline) {
