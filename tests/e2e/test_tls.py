@@ -174,6 +174,19 @@ def test_a_collector_says_at_the_start_what_it_cannot_use(
     assert not (tmp_path / "ledger").exists()
 
 
+def test_tls_that_lets_strangers_in_is_warned_of(tmp_path: Path) -> None:
+    pair = Authority(tmp_path).issue("c", "127.0.0.1")
+    flags = ("--tls-cert", pair.cert, "--tls-key", pair.key, "--neso-url", "")
+    argv = joulegram(
+        "collector", "--data", tmp_path / "ledger", "--listen", f"0.0.0.0:{free_port()}",
+        "--http", f"0.0.0.0:{free_port()}", *flags,
+    )  # fmt: skip
+    with running(argv, tmp_path) as collector:
+        wait_until(lambda: "page https://" in collector.said(), "the collector", 60)
+        assert "client_ca or agent_tokens" in collector.said()
+        assert "read_tokens" in collector.said()
+
+
 def test_up_says_that_it_is_for_one_machine(tmp_path: Path) -> None:
     pair = Authority(tmp_path).issue("c", "127.0.0.1")
     done = subprocess.run(

@@ -57,6 +57,7 @@ def run(
     agents = Address.parse("listen", collector.listen, collector.insecure or security.tls)
     web = Address.parse("http", collector.http, collector.insecure or security.tls)
     settings = Settings(collector, grid, teams, kafka.at_home(), Guard(security))
+    settings.guard.warn_of_strangers(agents=not agents.local, web=not web.local)
     check_retired(collector.retired)
     data = collector.data.expanduser().absolute()
     # Before the ledger is opened: who cannot serve shall not write settings into it. gRPC

@@ -37,6 +37,11 @@ class Address:
             )
         return cls(host, int(port))
 
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return _is_loopback(self.host)
+
     def shown(self, port: int) -> str:
         """HOST:PORT with the port that was found."""
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"

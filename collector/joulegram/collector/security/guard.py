@@ -1,6 +1,7 @@
 """All of [security], made once at the start, before anything is opened or served."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from joulegram.collector.security.fresh import Fresh
 from joulegram.collector.security.peers import Peers
 from joulegram.collector.security.tls import Certificates
 from joulegram.collector.security.tokens import Reader, Tokens, readers
+
+log = logging.getLogger(__name__)
 
 
 class Guard:
@@ -29,12 +32,31 @@ class Guard:
             agent_tokens=_absolute(config.agent_tokens),
             read_tokens=_absolute(config.read_tokens),
         )
+        self._knows_agents = bool(config.client_ca or config.agent_tokens)
         self.certificates = Certificates(config) if config.tls else None
         self.peers = Peers(config)
         self.hosts = config.hosts
         self.readers: Fresh[Tokens[Reader]] | None = None
         if (path := config.read_tokens) is not None:
             self.readers = Fresh("read_tokens", [path], lambda: readers(path))
+
+    def warn_of_strangers(self, *, agents: bool, web: bool) -> None:
+        """Say so where TLS keeps eavesdroppers away, and nothing keeps strangers away.
+
+        Args:
+            agents, web: whether other machines can reach them.
+        """
+        if self.certificates is None:
+            return
+        if agents and not self._knows_agents:
+            log.warning(
+                "any machine that reaches the agents' port may send as any node: set client_ca or "
+                "agent_tokens in [security]."
+            )
+        if web and self.readers is None:
+            log.warning(
+                "anybody who reaches the page sees everything: set read_tokens in [security]."
+            )
 
     def register(self, registry: CollectorRegistry) -> None:
         """Show what is counted of it in a registry."""
