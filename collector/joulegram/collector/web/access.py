@@ -49,7 +49,8 @@ class Access:
                 "this is not the name of a collector",
                 "ask for 127.0.0.1 or localhost, or add the name to `hosts` in [security]",
             )
-        path = request.url.path
+        # Not request.url's: that is put together with what the Host header says.
+        path = request.scope["path"]
         if self.tokens is None:
             return None
         authorization = request.headers.get("authorization", "")
