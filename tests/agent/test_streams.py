@@ -79,18 +79,21 @@ def test_a_collector_that_drains_is_no_accident(
 
 
 def test_one_that_drains_is_left_alone_for_a_while(spool: Spool) -> None:
-    """The wait is drawn from 0 to `drain_s`: a long one shows, and a stop ends it."""
+    """The wait is drawn from 0 to `drain_s`: a long one shows; a stop sends what there is first."""
     fill(spool, 3)
 
-    def gone(frame: Received) -> Ack | None:
-        raise Drop(OK)
+    def gone_once(frame: Received) -> Ack | None:
+        if frame.stream == 1:
+            raise Drop(OK)
+        return acknowledge(frame)
 
-    with playing(PlayedCollector(gone)) as collector:
+    with playing(PlayedCollector(gone_once)) as collector:
         with linked(spool, collector.address, drain_s=100_000.0) as uplink:
             wait_until(lambda: uplink.stats().ends == {"drained": 1}, "the end of a stream")
             wait_until(lambda: uplink.stats().state == "waiting", "it waits")
-        assert collector.streams == 1
-    assert spool.pending() == 3
+            assert collector.streams == 1
+        assert collector.streams == 2
+    assert spool.pending() == 0
 
 
 def test_a_connection_that_is_old_is_replaced_without_a_word(

@@ -215,7 +215,7 @@ class Uplink:
 
     def _run(self) -> None:
         failures = 0
-        while not self._stopping.is_set():
+        while True:
             self._state = "connecting"
             # Full jitter, the first time too: a thousand agents lost the collector together.
             backoff_s = min(self._max_backoff_s, self._first_backoff_s * 2 ** min(failures, 10))
@@ -230,11 +230,13 @@ class Uplink:
                 comeback = Comeback("other", 0.0, backoff_s)
             self._ends[comeback.reason] += 1
             failures = 0 if stream.answered else failures + 1
+            if self._stopping.is_set():
+                break
             self._state = "waiting"
             wait_s = random.uniform(comeback.least_s, comeback.most_s)  # noqa: S311
-            if comeback.reason == "drained" and not self._stopping.is_set():
+            if comeback.reason == "drained":
                 log.info("the collector at %s drains: back in %.0f s", self._target, wait_s)
-            self._stopping.wait(wait_s)
+            self._stopping.wait(wait_s)  # a stop is worth one more stream, at once
         self._state = "stopped"
 
     def _one_stream(self, stream: _Stream, backoff_s: float) -> Comeback:
