@@ -291,8 +291,10 @@ def test_without_its_token_nobody_sends(tokens: Served, token: str) -> None:
     assert not token or token not in details
 
 
-def test_too_many_frames_a_second_are_told_when_to_come_back(tokens: Served) -> None:
-    answers = report(tokens.channel(), [made("gpu-9") for _ in range(60)], CLUSTER_TOKEN)
+@pytest.mark.parametrize("node", ["gpu-9", "of-another"])
+def test_too_many_frames_a_second_are_told_when_to_come_back(tokens: Served, node: str) -> None:
+    """Frames that are refused count as well."""
+    answers = report(tokens.channel(), [made(node) for _ in range(60)], CLUSTER_TOKEN)
     code, details = denied(answers)
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and "frames_per_s" in details
     assert dict(answers.trailing_metadata())["retry-after-ms"] == "30000"

@@ -169,6 +169,7 @@ class Intake(TelemetryServiceServicer):
                 if one is grpc.aio.EOF:
                     return
                 if isinstance(one, Unreadable):
+                    stream.peer.took_frame("")
                     self._refuse_unreadable(stream, one)
                 else:
                     self._take(_Arrived(stream, *one))
@@ -191,11 +192,11 @@ class Intake(TelemetryServiceServicer):
 
     def _take(self, arrived: _Arrived) -> None:
         stream, node = arrived.stream, arrived.frame.node
+        stream.peer.took_frame(node)
         if denied := stream.peer.denies(node):
             self._refuse(stream, arrived.frame, "node", denied)
             stream.changed.set()
             return
-        stream.peer.took_frame(node)
         size = len(arrived.packed)
         stream.in_flight_frames += 1
         stream.in_flight_bytes += size

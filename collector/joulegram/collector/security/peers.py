@@ -72,10 +72,13 @@ class Peer:
         )
 
     def took_frame(self, node: str) -> None:
-        """Count a frame. Raises: Denied where the peer has too many streams or frames."""
+        """Count a frame, one that is refused too; `node` is empty where it cannot be read.
+
+        Raises: Denied where the peer has too many streams or frames.
+        """
         if not self.credential:
             return
-        if not self.node:
+        if not self.node and node and self.allows(node):
             self.peers.count_in(self, node)
         self.peers.spend(self)
 
