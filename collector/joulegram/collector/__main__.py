@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import uvloop
+
 from joulegram.collector.addresses import Address
 from joulegram.collector.config import CollectorConfig, GridConfig, TeamsConfig
 from joulegram.collector.errors import LedgerFailed
@@ -76,8 +78,11 @@ def run(
         elif ledger is not None:
             plan(ledger).check_current()
         where = f"on {', '.join(clickhouse.hosts)}" if clickhouse.hosts else str(data)
-        with web.bound("http") as web_socket:
-            asyncio.run(serve(roles, settings, ledger, where, agents, web_socket))
+        with (
+            web.bound("http") as web_socket,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(serve(roles, settings, ledger, where, agents, web_socket))
     finally:
         if ledger is not None and not ledger.close(LEDGER_END_S):
             # A query still runs, and nobody waits for it any more. Nothing is lost by this.

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 GRID_EVERY_S = 10.0
 GRID_UNKNOWN_EVERY_S = 1.0  # the yearly table is read in just after the start
 TEAMS_EVERY_S = 15.0
+TEAMS_SHARE = 0.03  # of the time, at most: the slots that still grow are summed anew each time
 # Revisions of a grid feed mostly touch the last two days; older grams are joined again each hour.
 RECENT = timedelta(days=2)
 OLDER_EVERY_S = 3600.0
@@ -51,11 +52,13 @@ class Standing:
                 await loop.run_in_executor(
                     thread, self.attempt, "grid intensity", self.refresh_grid
                 )
-                if time.monotonic() >= teams_due_s:
+                began_s = time.monotonic()
+                if began_s >= teams_due_s:
                     await loop.run_in_executor(
                         thread, self.attempt, "grams by team", self.refresh_teams
                     )
-                    teams_due_s = time.monotonic() + TEAMS_EVERY_S
+                    took_s = time.monotonic() - began_s
+                    teams_due_s = began_s + max(TEAMS_EVERY_S, took_s / TEAMS_SHARE)
                 known = self.grid is not None and self.grid["g_per_kwh"] is not None
                 await asyncio.sleep(GRID_EVERY_S if known else GRID_UNKNOWN_EVERY_S)
 
