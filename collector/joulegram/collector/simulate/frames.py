@@ -111,6 +111,7 @@ class Maker:
             Who(node.name, "idle", "", "", "", "", ""),
             Who(node.name, "system", "", "", "", "", ""),
         ]
+        of_workload: list[list[Stay]] = [[], []]  # a person may have several sessions
         index: dict[Who, int] = {}
         processes = [_folded(processes_of(stay, node)) for stay in stays]
         pid, ticks, command, cores, of_stay = [0], [0], [""], [0.03], [-1]
@@ -119,6 +120,8 @@ class Maker:
             if stay.who not in index:
                 index[stay.who] = len(workloads)
                 workloads.append(stay.who)
+                of_workload.append([])
+            of_workload[index[stay.who]].append(stay)
             n = len(of.pid)
             pid += of.pid
             ticks += of.start_ticks
@@ -133,6 +136,7 @@ class Maker:
         free = [g for g in range(node.kind.gpus) if g not in set(gpu)]
         if free:
             workloads.append(Who(node.name, "unattributed", "", "", "", "", ""))
+            of_workload.append([])
         for one_gpu in (-1, *range(node.kind.gpus)):
             workload.append(0)
             gpu.append(one_gpu)
@@ -151,7 +155,7 @@ class Maker:
         template = Frame(
             node=node.name,
             workloads=[
-                _wire(who, [s for s in stays if s.who == who], first_gpu) for who in workloads
+                _wire(who, of, first_gpu) for who, of in zip(workloads, of_workload, strict=True)
             ],
             rows=Rows(
                 workload=np.array(workload, "<u4").tobytes(),
