@@ -70,7 +70,7 @@ class Series:
 def run() -> list[dict[str, Any]]:
     """Measure; three entries of build/bench.json."""
     if not (shutil.which("prometheus") and shutil.which("promtool")):
-        raise SystemExit("prometheus and promtool are missing: apt-get install prometheus")
+        raise RuntimeError("prometheus and promtool are missing: apt-get install prometheus")
     frames = _frames()
     counted = [(frame, list(_numbers(frame))) for of_node in frames for frame in of_node]
     samples = sum(len(numbers) for _, numbers in counted)

@@ -87,7 +87,7 @@ def measure(streams: int, minutes: float) -> dict[str, Any]:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard < streams + 500:
-        raise SystemExit(f"{streams} connections need as many open files; ulimit -n is {hard}")
+        raise RuntimeError(f"{streams} connections need as many open files; ulimit -n is {hard}")
     with tempfile.TemporaryDirectory(prefix="joulegram-bench-") as folder:
         argv = [sys.executable, "-m", "joulegram.cli.main", "collector", "--data", folder + "/data"]
         argv += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--neso-url", ""]
