@@ -1,11 +1,13 @@
 """Servers that are down, restarted, choosy, slow or old, and what a person is told of them."""
 
+import asyncio
 import logging
+import random
 import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +19,13 @@ from joulegram.collector.errors import BadSetting, LedgerFailed, LedgerRefused
 from joulegram.collector.ledger.clickhouse import MAX_CONNECTIONS, ClickhouseLedger, substituted
 from joulegram.collector.ledger.config import ClickhouseConfig
 from joulegram.collector.ledger.migrate import migrate, server_version
+from joulegram.collector.rollup import Rollup
+from joulegram.collector.stages import Busy
+from joulegram.collector.writer import Writer
+from joulegram.v1.telemetry_pb2 import Frame
 from tests.clickhouse import ClickhouseServer
+from tests.collector.made_frames import checked, frame
+from tests.collector.test_rollup import EVER, expected, slots
 from tests.servers import free_port, joulegram, running, wait_until
 
 
@@ -100,6 +108,47 @@ def test_a_server_that_comes_back_is_found_again(
         found = ledger.query("SELECT count() AS n, sum(a) AS s FROM t").to_pylist()
         assert found == [{"n": 20, "s": 190}]
         ledger.close()
+
+
+async def test_a_server_that_stalls_at_any_moment_loses_and_doubles_nothing(
+    own: ClickhouseServer,
+) -> None:
+    """Our patience ends while it still works: what we gave up may land later, after the retry."""
+    rng = random.Random(11)
+    with own.running() as program:
+        ledger = ClickhouseLedger(own.config("joules", timeout_s=0.3, connect_timeout_s=0.3))
+        migrate(ledger)
+        rollup = Rollup(ledger)
+        writer = Writer(ledger, group_s=0.0, on_durable=[rollup.touch])
+        writing = asyncio.create_task(writer.run())
+        frames = [frame(seq, rows=rng.randrange(1, 400)) for seq in range(1, 121)]
+        stalls = 0
+        for first in range(0, len(frames), 10):
+            sending = asyncio.create_task(offer(writer, frames[first : first + 10]))
+            await asyncio.sleep(rng.uniform(0.0, 0.03))
+            program.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(rng.uniform(0.0, 1.0))
+            stalls += not sending.done()
+            program.process.send_signal(signal.SIGCONT)
+            await asyncio.wait_for(sending, 30)
+        assert stalls, "it never stalled while somebody waited; try other pauses"
+        writer.close()
+        await writing
+        ledger.close()
+        patient = ClickhouseLedger(own.config("joules"))
+        Rollup(patient).refresh(*EVER)
+        assert slots(patient) == expected(frames)
+        patient.close()
+
+
+async def offer(writer: Writer, frames: Sequence[Frame]) -> None:
+    """As an agent: again and again until they are durable."""
+    while True:
+        try:
+            assert await writer.send(checked(*frames)) == []
+            return
+        except Busy:
+            await asyncio.sleep(0.05)
 
 
 def test_all_connections_of_a_dead_server_go_to_the_next_one(
