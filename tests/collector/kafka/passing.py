@@ -79,6 +79,7 @@ async def writing(
     before: Before | None = None,
     forget: bool = False,
     parks: bool = True,
+    raw_days: float = 90.0,
 ) -> AsyncIterator[Writing]:
     """A member of the group that stores into `ledger`; its clock stands at NOW_MS.
 
@@ -95,7 +96,7 @@ async def writing(
     producer = Producer(settings)
     producer.start()
     parking: Any = DeadLetters(settings, producer) if parks else NeverParks()
-    reader = FromKafka(settings, stage, parking, 90.0, now_ms=lambda: NOW_MS, hand_over_s=2.0)
+    reader = FromKafka(settings, stage, parking, raw_days, now_ms=lambda: NOW_MS, hand_over_s=2.0)
     made = Writing(reader, asyncio.create_task(reader.run()), writer)
     try:
         yield made

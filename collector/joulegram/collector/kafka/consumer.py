@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
-from kafka.errors import CommitFailedError, KafkaError
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from joulegram.collector.checked import Checked
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 POLL_S = 0.2
 RETRY_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 HAND_OVER_S = 10.0
+COMMIT_MS = 5_000
+METADATA_TRIES = 50
+FAILED_COMMITS = 3  # in a row; then the library may have lost its way, and is begun anew
 RECORDS_PER_POLL = 16
 
 
@@ -66,7 +69,7 @@ class FromKafka:
     Args:
         stage: returns once frames are in the ledger.
         raw_days: how long rows are kept; an older frame is parked.
-        hand_over_s: how long partitions that go to another wait for what was read of them.
+        hand_over_s: how long `run` waits for what was read before it leaves the group.
     """
 
     config: KafkaConfig
@@ -81,6 +84,7 @@ class FromKafka:
     _in_flight: int = 0  # bytes
     _stored: dict[TopicPartition, OffsetAndMetadata] = field(default_factory=dict)  # uncommitted
     _stored_records: int = 0
+    _failed_commits: int = 0  # since the last that succeeded
 
     async def run(self) -> None:
         """Read, store and commit until `close`; then commit what was stored, and leave."""
@@ -149,6 +153,7 @@ class FromKafka:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             allow_auto_create_topics=False,
+            metadata_max_age_ms=30_000,
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=max(200, session_ms // 10),
             max_poll_interval_ms=max(60_000, session_ms),
@@ -156,32 +161,52 @@ class FromKafka:
             fetch_max_bytes=self.config.fetch_max_bytes,
             receive_message_max_bytes=self.config.fetch_max_bytes + 2 * RECORD_MOST_BYTES,
         )
-        client.subscribe([self.config.topic], listener=_Rebalance(self, client))
-        return client
+        client.subscribe([self.config.topic])
+        # Whoever leads the group shares out the partitions that it knows: of a topic made a moment
+        # ago none, and then nobody reads.
+        for _ in range(METADATA_TRIES):
+            if client.partitions_for_topic(self.config.topic):
+                return client
+            self._stop.wait(0.1)
+        client.close(autocommit=False, timeout_ms=COMMIT_MS)
+        raise KafkaError(f"the brokers do not know the partitions of {self.config.topic} yet")
 
     def _read(self, client: Any, loop: asyncio.AbstractEventLoop) -> None:
         while not self._stop.is_set():
             self._commit(client)
-            assigned = client.assignment()
             if self._in_flight >= self.config.fetch_max_bytes:
-                client.pause(*assigned)
+                client.pause(*client.assignment())
             else:
                 client.resume(*client.paused())
             busy = bool(self._in_flight)
             polled = client.poll(timeout_ms=round(POLL_S * 1000 / (4 if busy else 1)))
+            # The group moves partitions at any moment, from the library's own thread. Those that
+            # stay keep their place, so what was read of them must be stored, not read again.
+            assigned = client.assignment()
+            self._abandon(self._bites.keys() - assigned)
+            counters.ASSIGNED.set(len(assigned))
             for partition, records in polled.items():
-                values = [(one.offset, one.value or b"") for one in records]
-                bite = _Bite(partition, values, sum(len(value) for _, value in values))
-                self._in_flight += bite.size
-                counters.CONSUMED.inc(len(values))
-                self._bites.setdefault(partition, deque()).append(bite)
-                bite.kept = asyncio.run_coroutine_threadsafe(self._keep(bite), loop)
+                if partition in assigned:
+                    self._take(partition, records, loop)
             counters.IN_FLIGHT.set(self._in_flight)
 
-    def _commit(self, client: Any, partitions: Iterable[TopicPartition] | None = None) -> None:
-        """Commit up to the first record that is not stored yet, in each partition."""
-        for partition in list(self._bites if partitions is None else partitions):
-            bites = self._bites.get(partition, deque())
+    def _take(
+        self, partition: TopicPartition, records: Sequence[Any], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        values = [(one.offset, one.value or b"") for one in records]
+        bite = _Bite(partition, values, sum(len(value) for _, value in values))
+        self._in_flight += bite.size
+        counters.CONSUMED.inc(len(values))
+        self._bites.setdefault(partition, deque()).append(bite)
+        bite.kept = asyncio.run_coroutine_threadsafe(self._keep(bite), loop)
+
+    def _commit(self, client: Any) -> None:
+        """Commit up to the first record that is not stored yet, in each partition.
+
+        That is true whoever owns the partition by now, so a late commit costs others at most
+        that they read again. Raises: KafkaError when no commit succeeds any more.
+        """
+        for partition, bites in self._bites.items():
             while bites and bites[0].done:
                 bite = bites.popleft()
                 self._in_flight -= bite.size
@@ -191,35 +216,25 @@ class FromKafka:
         if not self._stored:
             return
         try:
-            client.commit(dict(self._stored), timeout_ms=10_000)
-        except CommitFailedError:
-            log.warning(
-                "the group went on without us; what we stored last is read again, and known by "
-                "its identity"
-            )
+            client.commit(dict(self._stored), timeout_ms=COMMIT_MS)
         except KafkaError as failed:
+            self._failed_commits += 1
+            if self._failed_commits >= FAILED_COMMITS:
+                raise
             log.warning("commit failed, trying again: %r", failed)
             return
-        else:
-            counters.COMMITTED.inc(self._stored_records)
-        self._stored, self._stored_records = {}, 0
+        counters.COMMITTED.inc(self._stored_records)
+        self._stored, self._stored_records, self._failed_commits = {}, 0, 0
 
-    def hand_over(self, client: Any, partitions: Iterable[TopicPartition]) -> None:
-        """Others will read these partitions: finish what was read of them, within a bound."""
+    def _abandon(self, partitions: Iterable[TopicPartition]) -> None:
+        """Others read these partitions now, from what was committed last.
+
+        What is being inserted of them may still land; the ledger knows frames by identity.
+        """
         gone = list(partitions)
-        if not gone:
-            return
-        counters.REBALANCES.inc()
-        unfinished = [
-            bite.kept for partition in gone for bite in self._bites.get(partition, ()) if bite.kept
-        ]
-        concurrent.futures.wait(unfinished, self.hand_over_s)
-        self._commit(client, gone)
-        self.abandon(gone)
-
-    def abandon(self, partitions: Iterable[TopicPartition]) -> None:
-        """Commit nothing more of these partitions. What is being inserted may still land."""
-        for partition in partitions:
+        if gone:
+            counters.REBALANCES.inc()
+        for partition in gone:
             self._stored.pop(partition, None)
             for bite in self._bites.pop(partition, ()):
                 bite.abandoned = True
@@ -228,8 +243,12 @@ class FromKafka:
 
     def _leave(self, client: Any) -> None:
         # With the last commits, and a goodbye that lets others go on at once.
+        unfinished = [bite.kept for bites in self._bites.values() for bite in bites if bite.kept]
+        concurrent.futures.wait(unfinished, self.hand_over_s)
         with contextlib.suppress(KafkaError, OSError):
-            self.hand_over(client, list(self._bites))
+            self._commit(client)
+        self._abandon(self._bites)
+        self._stored, self._stored_records, self._failed_commits = {}, 0, 0
         counters.ASSIGNED.set(0)
         with contextlib.suppress(KafkaError, OSError):
             client.close(autocommit=False, timeout_ms=5_000)
@@ -306,22 +325,3 @@ class FromKafka:
     ) -> Letter:
         source = f"{bite.partition.topic}:{bite.partition.partition}:{offset}"
         return Letter(what, value, reason, detail, source, self.now_ms(), node)
-
-
-class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Tells the reader what its client library does with partitions, from within `poll`."""
-
-    def __init__(self, reader: FromKafka, client: Any) -> None:
-        self._reader, self._client = reader, client
-
-    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
-        self._reader.hand_over(self._client, revoked)
-        counters.ASSIGNED.set(0)
-
-    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
-        counters.ASSIGNED.set(len(self._client.assignment()))
-
-    def on_partitions_lost(self, lost: Sequence[TopicPartition]) -> None:
-        counters.REBALANCES.inc()
-        counters.ASSIGNED.set(0)
-        self._reader.abandon(lost)

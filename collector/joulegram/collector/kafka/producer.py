@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 METADATA_MS = 10_000
+LET_GO_S = 30.0
 OVERHEAD_BYTES = 64 * 2**10  # headers of a dead letter, and what a batch adds
 
 
@@ -184,6 +185,10 @@ class Producer:
 
 
 def _let_go(client: Any, timeout_s: float) -> None:
-    # Brokers that do not answer need not hear that we leave.
-    with contextlib.suppress(KafkaError, OSError):
-        client.close(timeout=timeout_s)
+    """Close a client, whether or not its brokers take what it still holds."""
+    # The first call may end at what is still held; by then all of it has been given up.
+    for patience_s in (timeout_s, LET_GO_S):
+        with contextlib.suppress(KafkaError, OSError):
+            client.close(timeout=patience_s)
+            return
+    log.warning("a Kafka client would not close; its thread ends with this process")
