@@ -1,0 +1,194 @@
+"""What an operator does and sees: dead letters, lag, roles, brokers that are not there."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from joulegram.collector.errors import BadSetting
+from joulegram.collector.kafka import lag
+from joulegram.collector.kafka.config import KafkaConfig, check_retention
+from joulegram.collector.kafka.letters import now_ms
+from joulegram.collector.kafka.records import pack
+from joulegram.collector.kafka.topics import check_topics
+from joulegram.collector.ledger.ledger import Ledger
+from joulegram.collector.roles import ROLES, check_roles, roles_of
+from tests.collector.kafka.passing import (
+    Stored,
+    committed,
+    eventually,
+    letters,
+    producing,
+    put,
+    raw_record,
+    to_kafka,
+    writing,
+    written,
+)
+from tests.collector.made_frames import START_MS, energy_uj, frame
+from tests.kafka import Broker
+from tests.servers import free_port, joulegram, running, wait_until
+
+HOUR_MS = 3_600_000
+
+
+def toml(settings: KafkaConfig, folder: Path) -> Path:
+    path = folder / "joulegram.toml"
+    said = {
+        "brokers": list(settings.brokers),
+        "topic": settings.topic,
+        "dead_letter_topic": settings.dead_letter_topic,
+        "group": settings.group,
+        "partitions": settings.partitions,
+        "replication_factor": 1,
+        "min_insync_replicas": 1,
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in said.items()]
+    path.write_text("[kafka]\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def deadletter(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = joulegram("deadletter", *words, "--config", config)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def test_dead_letters_are_listed_and_replayed(
+    settings: KafkaConfig, ledger: Ledger, tmp_path: Path
+) -> None:
+    """What was too old for this ledger is stored once it keeps rows for longer; once, not twice."""
+    old = [frame(n, node="n1", start_ms=START_MS - 2 * 86_400_000) for n in (1, 2, 3)]
+    config = toml(settings, tmp_path)
+    async with producing(settings) as producer:
+        await put(to_kafka(settings, producer), old)
+        await raw_record(producer, settings, b"not a record")
+        async with writing(settings, ledger, raw_days=1.0):
+            await eventually(lambda: len(letters(settings)) == 4, "four letters")
+        listed = deadletter(config, "list", "--json")
+        found = [json.loads(line) for line in listed.stdout.splitlines()]
+        assert sorted(one["reason"] for one in found) == ["bytes", "too_old", "too_old", "too_old"]
+        assert {one["node"] for one in found} == {"", "n1"}
+        assert "raw_days" in found[-1]["detail"] + found[0]["detail"]
+        assert "4 dead letters: 1 bytes, 3 too_old" in deadletter(config, "list").stdout
+        # Asked for by its reason, twice.
+        for _ in range(2):
+            again = deadletter(config, "replay", "--reason", "too_old")
+            assert again.returncode == 0, again.stderr
+            assert "3 frames sent" in again.stdout
+        unreadable = deadletter(config, "replay", "--reason", "bytes")
+        assert unreadable.returncode == 1 and "cannot be read" in unreadable.stderr
+        async with writing(settings, ledger):
+            await eventually(lambda: committed(settings) == written(settings), "the replay")
+    stored = Stored(ledger)
+    assert stored.frames() == stored.inserted_headers() == 3
+    assert stored.energy_uj() == energy_uj(old)
+
+
+def test_a_command_without_kafka_says_so(tmp_path: Path) -> None:
+    (tmp_path / "none.toml").write_text("")
+    said = deadletter(tmp_path / "none.toml", "list")
+    assert said.returncode == 2 and "[kafka]" in said.stderr and said.stderr.count("\n") <= 2
+    gone = tmp_path / "gone.toml"
+    gone.write_text(f'[kafka]\nbrokers = ["127.0.0.1:{free_port()}"]\n')
+    said = deadletter(gone, "list")
+    assert said.returncode == 1 and "did not answer" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+async def test_lag_tells_how_long_until_frames_are_lost(
+    settings: KafkaConfig, ledger: Ledger
+) -> None:
+    settings = replace(settings, retention_days=2.0)
+    check_topics(settings)
+    assert lag.measure(settings) == lag.Lag(0, 0.0, 172_800.0, 0)
+    async with producing(settings) as producer:
+        await raw_record(producer, settings, pack([frame(1).SerializeToString()]))
+        await raw_record(producer, settings, pack([frame(2).SerializeToString()]))
+    found = lag.measure(settings)
+    assert found.records == 2
+    assert 0.0 < found.oldest_s <= 600.0
+    later = lag.measure(settings, now=lambda: now_ms() + 10 * HOUR_MS)
+    assert 10 * 3600 <= later.oldest_s <= 86_400
+    assert later.to_loss_s == 172_800 - later.oldest_s
+    # Nobody read for as long as records are kept: not a second is left.
+    late = lag.measure(settings, now=lambda: now_ms() + 49 * HOUR_MS)
+    assert late.to_loss_s == 0.0
+    async with writing(settings, ledger):
+        await eventually(lambda: lag.measure(settings).records == 0, "the writer")
+    assert lag.measure(settings).oldest_s == 0.0
+
+
+def test_the_ledger_outlives_what_waits_in_kafka() -> None:
+    kafka = KafkaConfig(brokers=("k:1",), retention_days=7.0, dead_letter_days=30.0)
+    check_retention(kafka, 90.0)
+    with pytest.raises(BadSetting, match=r"kafka\.retention_days"):
+        check_retention(kafka, 37.0)
+    check_retention(replace(kafka, brokers=()), 37.0)
+
+
+def test_roles_that_cannot_work_are_refused() -> None:
+    assert roles_of("all") == set(ROLES) == roles_of("web, grid,writer,intake")
+    for none in ("", "reader", "all,intake"):
+        with pytest.raises(BadSetting, match=r"collector\.role"):
+            roles_of(none)
+    everything = roles_of("all")
+    for kafka in (True, False):
+        for embedded in (True, False):
+            check_roles(everything, kafka=kafka, embedded=embedded)
+    check_roles(roles_of("intake"), kafka=True, embedded=True)
+    check_roles(roles_of("writer,grid,web"), kafka=True, embedded=True)
+    for alone in ROLES:
+        check_roles(roles_of(alone), kafka=True, embedded=False)
+    for alone in ("intake", "writer"):
+        with pytest.raises(BadSetting, match="Kafka"):
+            check_roles(roles_of(alone), kafka=False, embedded=False)
+    for parted in ("writer", "web", "grid", "writer,web", "intake,writer"):
+        with pytest.raises(BadSetting, match="embedded"):
+            check_roles(roles_of(parted), kafka=True, embedded=True)
+
+
+def test_an_intake_alone_has_no_ledger_and_a_writer_no_port_for_agents(
+    broker: Broker, settings: KafkaConfig, tmp_path: Path
+) -> None:
+    config = toml(settings, tmp_path)
+    listen, http = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    start = ("collector", "--config", config, "--data", tmp_path / "data", "--neso-url", "")
+    intake = joulegram(*start, "--role", "intake", "--listen", listen, "--http", http)
+    with running(intake, tmp_path, name="intake") as program:
+        program.await_answer(f"http://{http}/api/v1/health")
+        wait_until(lambda: f"agents on {listen}" in program.said(), "its port")
+        text = httpx.get(f"http://{http}/metrics").text
+        assert "joulegram_kafka_seconds_to_loss" in text and "joulegram_node" not in text
+        assert not (tmp_path / "data").exists()
+        rest = joulegram(
+            *start, "--role", "writer,grid,web", "--listen", listen, "--http", "127.0.0.1:0"
+        )
+        with running(rest, tmp_path, name="writer") as writer:
+            # It minds nobody at the agents' port.
+            wait_until(lambda: "page http://" in writer.said(), "the writer")
+            assert "agents on" not in writer.said()
+            assert writer.stop(timeout_s=30.0) == 0, writer.said()
+        assert program.stop() == 0, program.said()
+
+
+def test_a_wrong_topic_ends_a_collector_and_absent_brokers_do_not(
+    settings: KafkaConfig, tmp_path: Path
+) -> None:
+    check_topics(settings)
+    config = toml(replace(settings, partitions=5), tmp_path)
+    start = ("collector", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--role", "intake")
+    done = subprocess.run(
+        joulegram(*start, "--config", config), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "has 4 partitions, kafka.partitions says 5" in done.stderr
+    assert "Traceback" not in done.stderr
+    gone = toml(replace(settings, brokers=(f"127.0.0.1:{free_port()}",)), tmp_path)
+    with running(joulegram(*start, "--config", gone), tmp_path, name="waits") as program:
+        wait_until(lambda: "metrics http://" in program.said(), "it to run", 60.0)
+        assert "does not answer yet" in program.said()
+        assert program.stop(timeout_s=30.0) == 0, program.said()
+        assert "Traceback" not in program.said()
