@@ -189,6 +189,19 @@ def test_a_peer_has_a_few_streams_and_others_have_theirs(mutual: Served) -> None
     assert durable(report(channel, [made("n3")], node="n3")) == 1
 
 
+def test_streams_that_name_nobody_are_few(mutual: Served) -> None:
+    channel = mutual.channel(mutual.authority.issue("n8", "n8"))
+    hold = threading.Event()
+    open_ones = [report(channel, held(hold)) for _ in range(100)]
+    wait_until(lambda: "joulegram_intake_streams 100.0" in mutual.metrics(), "the streams", 60)
+    code, details = denied(report(channel, [made("n8")]))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and "for no node" in details
+    assert durable(report(channel, [made("n8")], node="n8")) == 1  # who says its name may
+    hold.set()
+    assert all(list(one) == [] for one in open_ones)
+    assert durable(report(channel, [made("n8")])) == 1
+
+
 def held(until: threading.Event) -> Any:
     until.wait(30)
     yield from ()

@@ -12,7 +12,7 @@ OPERATOR, GONE = "0123456789abcdef-operator", "0123456789abcdef-of-nobody"
 
 def test_the_page_asks_for_a_token_and_keeps_it_in_its_tab(tmp_path: Path) -> None:
     tokens = token_file(tmp_path / "readers.toml", [(OPERATOR, 'sees = "everything"')])
-    with collector(tmp_path, "--zone", "GB", "--read-tokens", tokens) as running:
+    with collector(tmp_path, "--zone", "GB", "--read-tokens", str(tokens)) as running:
         running.send(frames())
         with chromium() as browser:
             page = browser.new_context().new_page()

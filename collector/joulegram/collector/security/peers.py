@@ -24,13 +24,17 @@ log = logging.getLogger(__name__)
 
 NODE_HEADER = "joulegram-node-bin"  # agents of ours say at the start of a stream who they are
 RETRY_AFTER = "retry-after-ms"  # in the trailing metadata; agents come back no earlier
+NAMELESS_MAX = 100  # streams of one credential that have not said a name yet
 BURST_S = 10.0  # of frames a peer may send at once
 PEERS_MAX = 20_000  # whose rate is remembered
 SAY_AGAIN_S = 60.0
 TRY_AGAIN_S = 30
 
-# A client may open a connection and say nothing, or half a handshake.
-GRPC_OPTIONS = (("grpc.server_handshake_timeout_ms", 10_000),)
+# A client may open a connection and say nothing, half a handshake, or no more than that.
+GRPC_OPTIONS = (
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 120_000),
+)
 
 
 class Denied(Exception):
@@ -54,7 +58,8 @@ class Peer:
     names: frozenset[str] | None = None  # of its certificate; None: none was asked for
     sender: Sender | None = None  # of its token; None: none was asked for
     credential: str = ""  # what it showed, in words
-    node: str = ""  # whom it counts for; "": not known yet
+    node: str = ""  # whom it counts for; "": not known before its first frame
+    counted: bool = False
     revoked: bool = False
     end: Callable[[], object] = lambda: None
 
@@ -145,7 +150,7 @@ class Peers:
             await self._abort(context, denied)
         finally:
             self._peers.pop(id(peer), None)
-            if peer.node:
+            if peer.counted:
                 self._leave(peer)
 
     def _identify(self, context: Any) -> Peer:
@@ -182,21 +187,26 @@ class Peers:
             if why := peer.denies(node):
                 raise Denied(grpc.StatusCode.PERMISSION_DENIED, "node", why)
             self.count_in(peer, node)
+        elif peer.credential:
+            self.count_in(peer, "")
         return peer
 
     def count_in(self, peer: Peer, node: str) -> None:
         """This stream is of that node. Raises: Denied when it has as many as it may."""
         key = (peer.credential, node)
-        if self._streams[key] >= self.config.streams_per_peer:
+        if self._streams[key] >= (self.config.streams_per_peer if node else NAMELESS_MAX):
+            who = f"{node[:255]!r} has" if node else "this credential has for no node"
             raise Denied(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "streams",
-                f"{node[:255]!r} has {self._streams[key]} streams open, as many as it may; close "
-                f"one, or raise `streams_per_peer` in [security]. Retry after {TRY_AGAIN_S} s",
+                f"{who} {self._streams[key]} streams open, as many as it may; close some, or "
+                f"raise `streams_per_peer` in [security]. Retry after {TRY_AGAIN_S} s",
                 TRY_AGAIN_S,
             )
+        if peer.counted:
+            self._leave(peer)
         self._streams[key] += 1
-        peer.node = node
+        peer.node, peer.counted = node, True
 
     def spend(self, peer: Peer) -> None:
         """Count a frame of this peer. Raises: Denied past `frames_per_s` and a burst."""
