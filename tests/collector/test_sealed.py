@@ -24,7 +24,7 @@ TRAIN = workload("slurm", "42", scope="cluster", user="ada", project="ml", name=
 WEB = workload("systemd", "web.service", scope="node1", name="web.service")
 RULES = [{"team": "ml", "user": "ada"}, {"team": "shop", "unit": "web*"}]
 AUTUMN = START + 8 * DAY  # the 29th
-WHOLE = {"since": AUTUMN - DAY, "until": LATER}
+WHOLE: dict[str, Any] = {"since": AUTUMN - DAY, "until": LATER}
 
 
 @dataclass

@@ -18,9 +18,9 @@ from joulegram.cli import api
 from joulegram.cli.flags import Parser, whole_number
 
 HELP = "energy and grams of a past time, by workload, user or team"
-BY = ("workload", "user", "team", "node", "component", "kind")
+BY = ("workload", "user", "team", "node", "component", "kind", "day")
 IDLE_POLICIES = ("separate", "by_active", "by_reservation")
-TIMES = "90s, 30m, 1h, 7d, 2w ago, or ISO 8601 such as 2026-03-01 or 2026-03-01T14:00:00Z (UTC)"
+TIMES = "90s, 30m, 1h, 7d, 2w ago, or ISO 8601 2026-03-01 or 2026-03-01T14:00:00Z (UTC, or --tz)"
 MICROJOULES_PER_KWH = 3_600_000_000_000
 
 # Of what one unit is worth, and its name; the greatest that the total reaches is used.
@@ -50,6 +50,7 @@ def run(argv: list[str]) -> int:
         "as_of": asked.as_of,
         "basis": asked.basis,
         "components": asked.components,
+        "tz": asked.tz,
     }
     given = {name: value for name, value in params.items() if value is not None}
     answer = api.get(api.chosen(asked), "/api/v1/report", given)
@@ -140,7 +141,12 @@ def _table(answer: Answer, rows: int, width: int) -> Table:
 
 def _meaning(answer: Answer) -> list[Text]:
     """What the numbers stand on, a line each."""
-    lines = [Text(f"{answer['since']} to {answer['until']}, as known at {answer['as_of']}")]
+    since, until = answer["since"], answer["until"]
+    if answer.get("tz", "UTC") != "UTC":
+        since, until = answer["since_local"], f"{answer['until_local']} ({answer['tz']})"
+    lines = [Text(f"{since} to {until}, as known at {answer['as_of']}")]
+    if older := answer.get("totals_until"):
+        lines.append(Text(f"before {older} only energy by team is kept", "yellow"))
     if answer.get("energy_as_of") == "latest":
         lines.append(Text("energy as it is known today: the older records are gone", "yellow"))
     mean = answer.get("g_per_kwh")
@@ -235,6 +241,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--idle-policy",
         choices=IDLE_POLICIES,
         help="who answers for energy drawn even when nothing runs (default: separate)",
+    )
+    parser.add_argument(
+        "--tz",
+        metavar="ZONE",
+        help="whose clocks dates and days are read on, such as Europe/London or +05:45 "
+        "(default: UTC)",
     )
     parser.add_argument("--as-of", metavar="TIME", help="answer as it was known then")
     parser.add_argument(

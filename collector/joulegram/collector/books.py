@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +14,7 @@ from joulegram.collector.accounting.choose import SLOT_S
 from joulegram.collector.accounting.coverage import Span, ratio
 from joulegram.collector.accounting.idle import share_idle
 from joulegram.collector.energy import COMPONENTS, Chunk
+from joulegram.collector.local_days import Day
 from joulegram.collector.rates import Rates
 from joulegram.collector.rules import RESERVED_KINDS, UNASSIGNED, starts_s, team_of
 
@@ -38,6 +40,7 @@ class Question:
     components: Sequence[int]
     rules: Sequence[Mapping[str, str]]
     team: str | None = None  # count nothing but what this team answers for; None: everything
+    days: Sequence[Day] = ()  # of the range, where `by` is day
 
 
 @dataclass(slots=True)
@@ -82,7 +85,11 @@ class Books:
         self._covered = np.zeros(len(spans))
         self._covered_of = np.full((len(spans), len(COMPONENTS)), np.nan)
         self._accounts: dict[Any, _Account] = defaultdict(_Account)
-        self._team_starts = np.array(starts_s(question.rules), dtype=np.int64)
+        # Between two of these a workload's team, and the day, stay the same.
+        starts = {*starts_s(question.rules), *(day.since_s for day in question.days)}
+        self._starts = np.array(sorted(starts), dtype=np.int64)
+        self._day_starts = np.array([day.since_s for day in question.days], dtype=np.int64)
+        self._covered_on = np.zeros(len(question.days))  # ms, all nodes together
         self._teams: dict[tuple[int, int], str] = {}
 
     def add(self, chunk: Chunk) -> None:
@@ -124,6 +131,8 @@ class Books:
             for node, span in enumerate(self._spans):  # a silent node has a row too
                 if span.length_ms > 0:
                     self._accounts[node].nodes.add(node)
+        for day in range(len(self._ask.days)):  # so has a day on which nothing was drawn
+            self._accounts[day].energy_uj += 0
         keys = self._keys()
         total_uj = self.total_uj or 1
         rows = [
@@ -137,10 +146,13 @@ class Books:
                 "share": account.energy_uj / total_uj,
                 "held_idle_uj": account.held_idle_uj,
                 **self._who(name),
+                **self._of_day(name),
             }
             for name, account in self._accounts.items()
-            if account.energy_uj or account.held_idle_uj or self._ask.by == "node"
+            if account.energy_uj or account.held_idle_uj or self._ask.by in ("node", "day")
         ]
+        if self._ask.by == "day":
+            return sorted(rows, key=lambda row: row["since"])
         return sorted(rows, key=lambda row: (-row["energy_uj"], row["key"]))
 
     def total(self) -> dict[str, Any]:
@@ -185,6 +197,9 @@ class Books:
         self._covered += np.bincount(
             node, np.minimum(covered / parts, expected), minlength=len(self._spans)
         )
+        if self._ask.days:
+            day = np.searchsorted(self._day_starts, slot_s, side="right") - 1
+            np.add.at(self._covered_on, day, np.minimum(covered / parts, expected))
         for component in range(len(COMPONENTS)):
             its = chunk.device_component == component
             covered = np.bincount(cell[its], chunk.device_covered_ms[its], minlength=len(slot_s))
@@ -198,7 +213,7 @@ class Books:
 
     def _hold(self, chunk: Chunk) -> None:
         """Note idle GPU energy with those who held the GPU; it stays in the idle row."""
-        if self._ask.by in ("node", "component") or GPU not in self._ask.components:
+        if self._ask.by in ("node", "component", "day") or GPU not in self._ask.components:
             return
         if self._ask.idle_policy != "separate":
             return
@@ -240,7 +255,7 @@ class Books:
             return
         ids, which = np.unique(workload, return_inverse=True)
         period = self._period(self._rates.slots_s[slot])
-        periods = len(self._team_starts) + 1
+        periods = len(self._starts) + 1
         sorts, sort = np.unique(
             (which * periods + period) * len(self._spans) + node, return_inverse=True
         )
@@ -280,12 +295,12 @@ class Books:
             )
 
     def _period(self, slot_s: Ints) -> Ints:
-        """Between which two starts of team rules a slot lies."""
-        return np.searchsorted(self._team_starts, slot_s, side="right")
+        """Between which two starts of team rules, or of days, a slot lies."""
+        return np.searchsorted(self._starts, slot_s, side="right")
 
     def _team(self, workload: int, period: int) -> str:
         if (workload, period) not in self._teams:
-            at_s = int(self._team_starts[period - 1]) if period else 0
+            at_s = int(self._starts[period - 1]) if period else 0
             who = self._workloads.get(workload, _NOBODY)
             # Where slots are gone, rules have decided for good.
             self._teams[workload, period] = who.get("team") or team_of(self._ask.rules, who, at_s)
@@ -298,6 +313,9 @@ class Books:
             return workload
         if by == "node":
             return node
+        if by == "day":
+            at_s = self._starts[period - 1]
+            return int(np.searchsorted(self._day_starts, at_s, side="right")) - 1
         if by == "team":
             return self._team(workload, period)
         who = self._workloads.get(workload, _NOBODY)
@@ -311,6 +329,8 @@ class Books:
             return {index: name for name, index in self.nodes.items()}
         if self._ask.by == "component":
             return dict(enumerate(COMPONENTS))
+        if self._ask.by == "day":
+            return {index: day.key for index, day in enumerate(self._ask.days)}
         if self._ask.by != "workload":
             return {name: name for name in self._accounts}
         short: dict[str, list[int]] = defaultdict(list)
@@ -335,8 +355,24 @@ class Books:
         who = self._workloads.get(name, _NOBODY)
         return {key: who[key] for key in ("scope", "kind", "id", "name", "user", "project")}
 
-    def _coverage(self, name: Any, account: _Account) -> float:
+    def _of_day(self, name: Any) -> dict[str, Any]:
+        if self._ask.by != "day":
+            return {}
+        day = self._ask.days[name]
+        return {
+            "since": _iso(day.since_s),
+            "until": _iso(day.until_s),
+            "hours": (day.until_s - day.since_s) / 3600,
+        }
+
+    def _coverage(self, name: Any, account: _Account) -> float | None:
         """Of the time of the nodes it ran on, the measured part."""
+        if self._ask.by == "day":
+            if self._ask.team is not None:  # how others' nodes fare is not its business
+                return None
+            day = self._ask.days[name]
+            due_ms = sum(span.within_ms(day.since_s, day.until_s) for span in self._spans)
+            return ratio([(self._covered_on[name], due_ms)])
         if self._ask.by == "component":
             covered = self._covered_of[:, name]
             having = np.flatnonzero(~np.isnan(covered))
@@ -421,6 +457,10 @@ def _only(team_uj: Mapping[str, int]) -> str | None:
     if len(team_uj) > 1:
         return None
     return next(iter(team_uj), UNASSIGNED)
+
+
+def _iso(epoch_s: int) -> str:
+    return f"{datetime.fromtimestamp(epoch_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _known(grams: float) -> float | None:

@@ -6,7 +6,7 @@ team_grams  grams by team over a range, for the counters of /metrics
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any, Protocol
 
 from joulegram.collector import energy, teams
@@ -18,10 +18,11 @@ from joulegram.collector.energy import COMPONENTS
 from joulegram.collector.errors import BadQuestion
 from joulegram.collector.grid.yearly import END_OF_TIME_S
 from joulegram.collector.ledger.ledger import Ledger
+from joulegram.collector.local_days import days
 from joulegram.collector.rates import rates
 from joulegram.collector.settings import in_force, known
 
-BY = ("workload", "user", "team", "node", "component", "kind")
+BY = ("workload", "user", "team", "node", "component", "kind", "day")
 IDLE_POLICIES = ("separate", "by_active", "by_reservation")
 
 # A frame waits up to 30 s for a late counter, then it travels: what is younger than this is
@@ -48,6 +49,7 @@ def report(
     basis: str | None = None,
     components: Sequence[str] = COMPONENTS,
     team: str | None = None,
+    zone: tzinfo = UTC,
     now: datetime | None = None,
 ) -> dict[str, Any]:
     """Answer `joulegram report`. Blocking: call it in a thread.
@@ -59,6 +61,7 @@ def report(
         basis: `lifecycle` or `direct`; None: the site's own.
         components: which of COMPONENTS to count.
         team: count nothing but its own; `metered_uj` is then what its workloads drew.
+        zone: whose days and clocks; only `by = "day"` and what is echoed depend on it.
         now: the clock; None: the real one.
     Returns: JSON-ready, {since, until, as_of, by, idle_policy, basis, components, pue,
         intensity: {quality: share}, rows: [{key, team, energy_uj, g_co2e, coverage, quality}],
@@ -87,8 +90,9 @@ def report(
     sealed_s = min(energy.sealed_until_s(ledger), until_s)
     grid = rates(ledger, since_s, until_s, as_of_ms, basis)
     kept = [index for index, name in enumerate(COMPONENTS) if name in components]
+    by_day = days(since_s, until_s, zone) if by == "day" else []
     books = Books(
-        Question(by, idle_policy, kept, teams.rules(ledger, as_of_ms), team),
+        Question(by, idle_policy, kept, teams.rules(ledger, as_of_ms), team, by_day),
         grid,
         energy.workload_details(ledger, source),
         spans(ledger, source, as_of_ms),
@@ -105,6 +109,9 @@ def report(
     return {
         "since": _iso(_utc(since_s)),
         "until": _iso(_utc(until_s)),
+        "tz": str(zone),
+        "since_local": _utc(since_s).astimezone(zone).isoformat(),
+        "until_local": _utc(until_s).astimezone(zone).isoformat(),
         "as_of": _iso(as_of),
         "energy_as_of": energy_as_of,
         "by": by,

@@ -23,6 +23,11 @@ class Span:
             return self.expected_ms
         return max(0.0, self.until_s - self.since_s) * 1000.0
 
+    def within_ms(self, since_s: float, until_s: float) -> float:
+        """The part of the expected time that lies in [since_s, until_s), ms."""
+        inside = min(self.until_s, until_s) - max(self.since_s, since_s)
+        return self.length_ms * inside / (self.until_s - self.since_s) if inside > 0 else 0.0
+
 
 def ratio(parts: Iterable[tuple[float, float]]) -> float:
     """Measured share of (covered, expected) times; 0 where nothing was expected."""

@@ -1,14 +1,14 @@
 """What people may ask of the API: times, and parameters that are refused when unknown."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 ACCEPTED_TIMES = (
     "a duration before now (90s, 30m, 1h, 7d, 2w), `now`, a date (2026-03-01), or a time in "
-    "ISO 8601 (2026-03-01T14:00:00Z; without an offset it is UTC)"
+    "ISO 8601 (2026-03-01T14:00:00Z; without an offset it is UTC, or on the clocks of `tz`)"
 )
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -17,8 +17,11 @@ class BadTime(ValueError):
     """A time that is neither a duration nor ISO 8601."""
 
 
-def parse_time(text: str, now: datetime) -> datetime:
-    """A moment as people write it, in UTC. Raises BadTime saying what is accepted."""
+def parse_time(text: str, now: datetime, zone: tzinfo = UTC) -> datetime:
+    """A moment as people write it, in UTC; without an offset it is on the clocks of `zone`.
+
+    Of an hour that comes twice the first is meant. Raises BadTime saying what is accepted.
+    """
     text = text.strip()
     if text == "now":
         return now
@@ -31,7 +34,7 @@ def parse_time(text: str, now: datetime) -> datetime:
     text = re.sub(r" (\d\d:?\d\d)$", r"+\1", text) if "T" in text else text
     try:
         moment = datetime.fromisoformat(text)
-        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        moment = (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
     except (ValueError, OverflowError):
         raise BadTime(f"{text!r} is no time; accepted: {ACCEPTED_TIMES}") from None
     return moment
@@ -59,7 +62,11 @@ class ReportQuestion(Question):
     since: str = Field("1h", description=ACCEPTED_TIMES)
     until: str = Field("now", description=ACCEPTED_TIMES)
     as_of: str | None = Field(None, description="answer as it was known then; " + ACCEPTED_TIMES)
-    by: Literal["workload", "user", "team", "node", "component", "kind"] = "workload"
+    tz: str = Field(
+        "UTC",
+        description="whose clocks dates and days are read on: Europe/London, or +05:45",
+    )
+    by: Literal["workload", "user", "team", "node", "component", "kind", "day"] = "workload"
     idle_policy: Literal["separate", "by_active", "by_reservation"] = "separate"
     basis: Literal["lifecycle", "direct"] | None = Field(None, description="default: the site's")
     components: str = Field(

@@ -12,6 +12,7 @@ from joulegram.collector import reports, series
 from joulegram.collector.grid.feeds import FeedState
 from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.live import Live, Now
+from joulegram.collector.local_days import zone_of
 from joulegram.collector.metrics import running_version
 from joulegram.collector.standing import Standing
 from joulegram.collector.web import models, views
@@ -102,15 +103,17 @@ class Api:
     ) -> models.Report:
         """Energy and grams of a past time: what `joulegram report --json` prints."""
         now = self.clock()
+        zone = zone_of(asked.tz)
         answer = await self.threads.run(
             reports.report,
             self.ledger,
             self.rollup,
-            since=parse_time(asked.since, now),
-            until=parse_time(asked.until, now),
+            since=parse_time(asked.since, now, zone),
+            until=parse_time(asked.until, now, zone),
+            zone=zone,
             by=asked.by,
             idle_policy=asked.idle_policy,
-            as_of=None if asked.as_of is None else parse_time(asked.as_of, now),
+            as_of=None if asked.as_of is None else parse_time(asked.as_of, now, zone),
             basis=asked.basis,
             components=tuple(dict.fromkeys(asked.components.split(","))),
             team=team_of(request),
