@@ -8,7 +8,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help up test lint pytest bench stubs clean venv venv-dev tools
+.PHONY: help up test lint pytest bench chaos stubs clean venv venv-dev tools
 
 help: ## this list
 	@echo "joulegram: joules in, grams out."
@@ -35,6 +35,9 @@ pytest: venv-dev ## the tests alone, such as: make pytest ARGS="tests/cli -k con
 
 bench: venv-dev ## our cost as a ratio to the bare cost; writes build/bench.json
 	.venv/bin/python -m bench $(ARGS)
+
+chaos: venv-dev tools ## break every part at random, count every joule; writes build/chaos.json
+	.venv/bin/python -m chaos $(ARGS)
 
 stubs: venv-dev ## the wire's Python stubs from proto/*.proto
 	.venv/bin/python proto/generate.py

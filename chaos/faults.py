@@ -1,0 +1,157 @@
+"""What each kind of fault does to a site. Each returns when the fault is over."""
+
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from chaos.disk import corrupt_page
+from chaos.parts import hold, let_go
+from chaos.schedule import Fault
+from chaos.site import Site
+from chaos.spools import held
+
+Act: TypeAlias = Callable[[Site, Fault, random.Random], str]
+
+SLOW_BYTES_PER_S = 4_000
+
+
+def strike(site: Site, fault: Fault, seed: int) -> str:
+    """Do it, wait, undo it. Returns what there is to say of it."""
+    rng = random.Random(f"{seed} {fault}")
+    return ACTS[fault.kind](site, fault, rng)
+
+
+def _kill(site: Site, fault: Fault, rng: random.Random) -> str:
+    return _ended(site, fault, signal.SIGKILL)
+
+
+def _restart(site: Site, fault: Fault, rng: random.Random) -> str:
+    return _ended(site, fault, signal.SIGTERM)
+
+
+def _ended(site: Site, fault: Fault, how: signal.Signals) -> str:
+    part = site.parts[fault.target]
+    try:
+        part.end(how)
+    except subprocess.TimeoutExpired:
+        part.end(signal.SIGKILL)
+        return f"did not end on {how.name}; killed"
+    finally:
+        time.sleep(fault.for_s)
+        part.start()
+    return ""
+
+
+def _hold(site: Site, fault: Fault, rng: random.Random) -> str:
+    hold(site.parts[fault.target])
+    time.sleep(fault.for_s)
+    let_go(site.parts[fault.target])
+    return ""
+
+
+def _delay(site: Site, fault: Fault, rng: random.Random) -> str:
+    link, seconds = site.links[fault.target], round(rng.uniform(0.1, 1.0), 2)
+    link.delay(seconds)
+    time.sleep(fault.for_s)
+    link.delay(0.0)
+    return f"{seconds:g} s a chunk"
+
+
+def _slow(site: Site, fault: Fault, rng: random.Random) -> str:
+    link = site.links[fault.target]
+    link.slow(SLOW_BYTES_PER_S)
+    time.sleep(fault.for_s)
+    link.slow(0.0)
+    return f"{SLOW_BYTES_PER_S} bytes/s"
+
+
+def _refuse(site: Site, fault: Fault, rng: random.Random) -> str:
+    site.links[fault.target].refuse()
+    time.sleep(fault.for_s)
+    site.links[fault.target].allow()
+    return ""
+
+
+def _reset(site: Site, fault: Fault, rng: random.Random) -> str:
+    times = rng.randrange(1, 5)
+    for _ in range(times):
+        site.links[fault.target].reset()
+        time.sleep(fault.for_s / times)
+    return f"{times} times"
+
+
+def _half_open(site: Site, fault: Fault, rng: random.Random) -> str:
+    """Bytes go nowhere; then whoever knows the connection no more says so."""
+    link = site.links[fault.target]
+    link.swallow(True)
+    time.sleep(fault.for_s)
+    link.swallow(False)
+    link.reset(broken=True)
+    return ""
+
+
+def _clock(site: Site, fault: Fault, rng: random.Random) -> str:
+    """Within what a collector allows, and beyond; forwards and back."""
+    off_s = rng.choice((-1, 1)) * rng.choice((5.0, 200.0, 3600.0, 40 * 86_400.0))
+    if off_s > 30 * 86_400:
+        # A month ahead every pending frame would be older than a spool keeps it.
+        off_s = -off_s
+    agent = site.agents[fault.target]
+    agent.clock_off(off_s)
+    time.sleep(fault.for_s)
+    agent.clock_off(0.0)
+    return f"{off_s:+g} s"
+
+
+def _corrupt(site: Site, fault: Fault, rng: random.Random) -> str:
+    """Frames wait in the spool; the agent ends; a page of its file goes bad; it starts again."""
+    agent, way = site.agents[fault.target], next(iter(site.links.values()))
+    way.refuse()
+    time.sleep(fault.for_s)
+    agent.part.end(signal.SIGTERM)
+    try:
+        waiting = held(agent.node, agent.spool) or set()
+        site.bad_pages.setdefault(agent.node, set()).update(waiting)
+        page = corrupt_page(agent.spool, rng)
+    finally:
+        agent.part.start()
+        way.allow()
+    return f"page {page}; {len(waiting)} frames were waiting"
+
+
+def _full(site: Site, fault: Fault, rng: random.Random) -> str:
+    disk = site.disks[fault.target]
+    disk.fill()
+    time.sleep(fault.for_s)
+    disk.free()
+    return ""
+
+
+def _read_only(site: Site, fault: Fault, rng: random.Random) -> str:
+    """The agent starts on a disk that takes nothing, which is then made well."""
+    agent, disk = site.agents[fault.target], site.disks[fault.target]
+    agent.part.end(signal.SIGTERM)
+    disk.read_only(True)
+    agent.part.start()
+    time.sleep(fault.for_s)
+    disk.read_only(False)
+    return ""
+
+
+ACTS: Mapping[str, Act] = {
+    "kill -9": _kill,
+    "restart": _restart,
+    "stop and continue": _hold,
+    "delay": _delay,
+    "slow": _slow,
+    "refuse": _refuse,
+    "reset": _reset,
+    "half-open": _half_open,
+    "clock jump": _clock,
+    "corrupt page": _corrupt,
+    "full disk": _full,
+    "read-only disk": _read_only,
+}

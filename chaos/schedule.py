@@ -1,0 +1,123 @@
+"""Which fault comes when, on whom and for how long. Pure: the seed alone decides."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+AGENTS = ("agent1", "agent2", "agent3")
+DIRECT, KAFKA = "direct", "kafka"
+SHAPES = (DIRECT, KAFKA)
+
+# What stands between two parts, named by who is asked.
+SERVERS: Mapping[str, Sequence[str]] = {
+    DIRECT: ("collector",),
+    KAFKA: ("intake", "writer1", "writer2", "broker", "clickhouse"),
+}
+LINKS: Mapping[str, Sequence[str]] = {
+    DIRECT: ("link to collector",),
+    KAFKA: ("link to intake", "link to broker", "link to clickhouse"),
+}
+
+AT_ONCE = 2  # faults that may overlap, on different parts
+RECOVERY_S = 4.0  # of a part, before its next fault
+NETWORK = ("delay", "refuse", "reset", "half-open", "slow")
+# Kinds whose victims need a disk that can be filled and made read-only.
+DISK = ("full disk", "read-only disk")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault: it begins `at_s` after the start, and ends by itself `for_s` later."""
+
+    at_s: float
+    kind: str
+    target: str
+    for_s: float
+
+    @property
+    def name(self) -> str:
+        """Its row in the table: agents are all alike, and so are writers."""
+        return f"{self.kind}, {self.target.rstrip('0123456789')}"
+
+    @property
+    def touches(self) -> set[str]:
+        """Parts that no other fault may have at the same time."""
+        if self.kind == "corrupt page":  # pending frames take a collector that is away
+            return {self.target, *(link for links in LINKS.values() for link in links)}
+        return {self.target}
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    kind: str
+    targets: Sequence[str]
+    least_s: float
+    most_s: float
+    weight: float = 1.0
+
+
+def ways(shape: str, disks: bool) -> list[_Way]:
+    """All that may happen in a shape."""
+    servers, links = SERVERS[shape], LINKS[shape]
+    found = [
+        _Way("kill -9", AGENTS, 0.0, 2.0, 2.0),
+        _Way("kill -9", servers, 0.0, 3.0, 3.0),
+        _Way("stop and continue", AGENTS, 1.0, 8.0),
+        _Way("stop and continue", servers, 1.0, 8.0, 2.0),
+        _Way("restart", servers, 0.0, 2.0),
+        _Way("clock jump", AGENTS, 2.0, 8.0),
+        _Way("corrupt page", AGENTS, 2.0, 4.0),
+        *(_Way(kind, links, 1.0, 8.0) for kind in NETWORK),
+    ]
+    if disks:
+        owners = [name for name in servers if name in ("collector", "clickhouse")]
+        found += [
+            _Way("full disk", AGENTS, 2.0, 7.0),
+            _Way("read-only disk", AGENTS, 2.0, 7.0),
+            _Way("full disk", owners, 2.0, 7.0),
+        ]
+    return found
+
+
+def plan(seed: int, seconds: float, shape: str, *, disks: bool = True) -> list[Fault]:
+    """The faults of a run of so many seconds, by their time.
+
+    Every kind comes once before any comes a second time, as far as the time allows.
+
+    Args:
+        disks: whether disks can be filled and made read-only here.
+    """
+    rng = random.Random(f"{seed} {shape} faults")
+    # The same draws where disks cannot be had: those faults are left out, the others stay.
+    known = ways(shape, disks=True)
+    hat: list[_Way] = []
+    faults: list[Fault] = []
+    at_s = rng.uniform(1.0, 2.0)
+    while True:
+        if not hat:
+            hat = sorted(known, key=lambda way: rng.random() ** (1.0 / way.weight))
+        way = hat.pop()
+        fault = Fault(
+            round(at_s, 1),
+            way.kind,
+            rng.choice(list(way.targets)),
+            round(rng.uniform(way.least_s, way.most_s), 1),
+        )
+        begin_s = max(at_s, _free_at(faults, fault))
+        fault = Fault(round(begin_s, 1), fault.kind, fault.target, fault.for_s)
+        if fault.at_s + fault.for_s > seconds:
+            break
+        faults.append(fault)
+        at_s = begin_s + rng.uniform(0.5, 5.0)
+    kept = [fault for fault in faults if disks or fault.kind not in DISK]
+    return sorted(kept, key=lambda fault: fault.at_s)
+
+
+def _free_at(faults: Sequence[Fault], new: Fault) -> float:
+    """From when on nothing stands in the way of a fault."""
+    at_s = max(
+        (one.at_s + one.for_s + RECOVERY_S for one in faults if one.touches & new.touches),
+        default=0.0,
+    )
+    ends = sorted((one.at_s + one.for_s for one in faults), reverse=True)
+    return max(at_s, ends[AT_ONCE - 1] if len(ends) >= AT_ONCE else 0.0)
