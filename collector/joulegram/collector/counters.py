@@ -4,7 +4,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 FRAMES = Counter(
     "joulegram_intake_frames",
-    "Frames by what became of them: stored, duplicate, refused, busy (to be offered again).",
+    "Frames by what became of them: stored, queued (Kafka has them), duplicate, refused, busy (to "
+    "be offered again).",
     ["outcome"],
     registry=None,
 )

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from joulegram.collector import counters
 from joulegram.collector.grid.feeds import FeedMetrics
+from joulegram.collector.kafka import counters as kafka_counters
 from joulegram.collector.live import REST, Live, Now, WorkloadPower
 from joulegram.collector.security import counts as security_counts
 from joulegram.collector.standing import Standing
@@ -357,6 +358,7 @@ def reference() -> str:
     counters.register(registry)
     FeedMetrics(registry)
     security_counts.register(registry)
+    kafka_counters.register(registry)
     for collector in registry.noted:
         for metric in collector.collect():
             name = metric.name + ("_total" if metric.type == "counter" else "")
