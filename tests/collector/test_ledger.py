@@ -15,6 +15,7 @@ from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.ledger.ledger import Ledger, literal
 from joulegram.collector.ledger.migrate import migrate
 from joulegram.collector.writer import INSERT_MAX_ROWS
+from tests.collector.carbon import TABLES
 from tests.collector.ledgers import ledger
 
 __all__ = ["ledger"]
@@ -95,7 +96,7 @@ def test_the_largest_insert_lands_as_one_part(ledger: Ledger, command: str) -> N
 def test_inserts_and_merges_are_synced_to_the_disk(tmp_path: Path) -> None:
     ledger = ChdbLedger(tmp_path / "ledger")
     migrate(ledger)
-    for table in ("rows", "devices", "reservations", "workloads", "slots", "intensity", "settings"):
+    for table in (*TABLES, "schema_versions"):
         created = ledger.query(f"SHOW CREATE TABLE {table}").to_pydict()["statement"][0]
         for setting in ("fsync_after_insert = 1", "fsync_part_directory = 1"):
             assert setting in created, table

@@ -36,7 +36,7 @@ def zone_of(text: str) -> tzinfo:
             pass
     raise BadQuestion(
         f"tz = {text!r}: write a name of the IANA database such as Europe/London, an offset such "
-        "as +05:45, or UTC."
+        "as +05:45, or UTC"
     )
 
 
