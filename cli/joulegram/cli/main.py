@@ -27,6 +27,7 @@ Operators
   joulegram resend     sent frames go to the collector again, after its ledger was restored
   joulegram schema     shows, plans and applies the schema of the ledger
   joulegram deadletter shows what could never be stored, and sends it again (Kafka)
+  joulegram rewind     after a restore: writers read Kafka again from a time on
   joulegram simulate   a made-up site of nodes, jobs and teams, for demos and sizing
   joulegram config     every setting in force, and where it comes from
 

@@ -1,8 +1,10 @@
 """What an operator does and sees: dead letters, lag, roles, brokers that are not there."""
 
+import asyncio
 import json
 import subprocess
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -16,6 +18,7 @@ from joulegram.collector.kafka.records import pack
 from joulegram.collector.kafka.topics import check_topics
 from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.roles import ROLES, check_roles, roles_of
+from joulegram.collector.writer import Store
 from tests.collector.kafka.passing import (
     Stored,
     committed,
@@ -28,7 +31,7 @@ from tests.collector.kafka.passing import (
     writing,
     written,
 )
-from tests.collector.made_frames import START_MS, energy_uj, frame
+from tests.collector.made_frames import NOW_MS, START_MS, checked, energy_uj, frame
 from tests.kafka import Broker
 from tests.servers import free_port, joulegram, running, wait_until
 
@@ -51,9 +54,13 @@ def toml(settings: KafkaConfig, folder: Path) -> Path:
     return path
 
 
-def deadletter(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = joulegram("deadletter", *words, "--config", config)
+def command(*words: str, config: Path) -> subprocess.CompletedProcess[str]:
+    argv = joulegram(*words, "--config", config)
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+def deadletter(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return command("deadletter", *words, config=config)
 
 
 async def test_dead_letters_are_listed_and_replayed(
@@ -192,3 +199,46 @@ def test_a_wrong_topic_ends_a_collector_and_absent_brokers_do_not(
         assert "does not answer yet" in program.said()
         assert program.stop(timeout_s=30.0) == 0, program.said()
         assert "Traceback" not in program.said()
+
+
+async def test_after_a_restore_kafka_is_rewound_and_every_joule_is_there_again(
+    settings: KafkaConfig, ledger: Ledger, tmp_path: Path
+) -> None:
+    """Frames that a restored ledger lacks come back; those that it has stay what they were."""
+    before = [frame(n, node=f"n{n % 5}") for n in range(1, 21)]
+    after = [frame(n, node=f"n{n % 5}") for n in range(21, 41)]
+    config = toml(settings, tmp_path)
+    async with producing(settings) as producer:
+        stage = to_kafka(settings, producer)
+        await put(stage, before)
+        async with writing(settings, ledger):
+            await eventually(lambda: committed(settings) == written(settings), "the first half")
+        backup_at = datetime.now(UTC)
+        await asyncio.sleep(0.1)
+        await put(stage, after)
+        async with writing(settings, ledger):
+            await eventually(lambda: committed(settings) == written(settings), "the second half")
+            since = backup_at.isoformat(timespec="milliseconds")
+            refused = await asyncio.to_thread(command, "rewind", "--since", since, config=config)
+            assert refused.returncode == 1 and "still runs" in refused.stderr
+    stored = Stored(ledger)
+    assert stored.frames() == 40
+    # The restore: nothing of what came after the backup is there.
+    for table in ("rows", "devices"):
+        ledger.execute(f"TRUNCATE TABLE {table}")
+    store = Store(ledger, lambda: NOW_MS)
+    store.keep(checked(*before))
+    assert stored.frames() == 20
+    done = command("rewind", "--since", since, config=config)
+    assert done.returncode == 0, done.stderr
+    again = written(settings) - committed(settings)
+    assert again > 0 and f"{again} records since" in done.stdout
+    async with writing(settings, ledger):
+        await eventually(lambda: committed(settings) == written(settings), "the rewound half")
+    assert stored.frames() == stored.inserted_headers() == 40
+    assert stored.energy_uj() == stored.rows_uj() == energy_uj([*before, *after])
+
+
+def test_a_rewind_says_what_it_takes(settings: KafkaConfig, tmp_path: Path) -> None:
+    said = command("rewind", "--since", "yesterday", config=toml(settings, tmp_path))
+    assert said.returncode == 2 and "accepted" in said.stderr
