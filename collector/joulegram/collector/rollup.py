@@ -84,6 +84,16 @@ class _Made:
     end_s: int = 0
     identities: tuple[tuple[int, int], ...] = ()  # (epoch, seq)
     once: bool = False  # no row of it came twice
+    sums: "tuple[int, ...]" = ()  # what its headers promise: rows, their numbers, their energy
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Entries of slots: by workload, device and reservation."""
+
+    workloads: pa.Table
+    devices: pa.Table
+    reserved: pa.Table
 
 
 class Rollup:
@@ -242,21 +252,77 @@ class Rollup:
         """Write slots of one day anew where their frames are others than they were made from."""
         if not keys:
             return 0
+        written = 0
         try:
             inside = _inside(keys, "slot", "toUInt32(slot)")
             made = self._made(inside)
-            changed = {
-                key: now
-                for key, now in self._present(keys).items()
-                if key not in made or _is_newer(now, made[key][1])
-            }
+            changed = _newer(self._promised(keys), made)
             for some in _groups(changed):
-                self._write(some, self._generations(some, made))
-            counters.ROLLED_UP.inc(len(changed))
-            return len(changed)
+                sums = self._plain_sums(some)
+                if sums is None:
+                    some = _newer(self._present(list(some)), made)
+                    sums = self._exact_sums(some) if some else None
+                if sums is not None:
+                    self._write(some, self._generations(some, made), sums)
+                    counters.ROLLED_UP.inc(len(some))
+                    written += len(some)
+            return written
         except BaseException:
             self._put_back(keys)
             raise
+
+    def _promised(self, keys: Sequence[SlotKey]) -> dict[SlotKey, _Made]:
+        """What the headers in slots say is there."""
+        found = self._ledger.query(
+            f"SELECT node, {_SLOT} AS slot_s, count() AS n, uniqExact(epoch, seq) AS frames, "
+            "sum(hash) AS h, sum(toUInt64(window_ms)) AS ms, toUInt32(min(window)) AS first_s, "
+            "toUInt32(max(toUInt32(window) + intDiv(window_ms + 999, 1000))) AS end_s, "
+            "sum(toUInt64(row_count)) AS n_rows, "
+            "sum(intDiv(toUInt64(row_count) * (row_count + 1), 2)) AS numbers, "
+            "sum(total_uj) AS energy_uj "
+            f"FROM rows WHERE {_inside(keys, 'window', _SLOT)} AND row = 0 GROUP BY node, slot_s"
+        ).to_pylist()
+        return {
+            (row["node"], row["slot_s"]): _Made(
+                row["frames"],
+                row["h"] % 2**64,
+                row["ms"],
+                row["first_s"],
+                row["end_s"],
+                once=row["n"] == row["frames"],
+                sums=(row["n_rows"], row["numbers"], row["energy_uj"]),
+            )
+            for row in found
+        }
+
+    def _plain_sums(self, slots: Mapping[SlotKey, _Made]) -> _Sums | None:
+        """Sums over all that lies in slots; None unless that is what the headers promise.
+
+        That is the rule. It is not when rows lie there twice, lack their header, or land
+        meanwhile; then `_exact_sums` looks at each frame, which costs several times as much.
+        """
+        if not all(made.once for made in slots.values()):
+            return None
+        inside = _inside(list(slots), "window", _SLOT)
+        headers = f"SELECT node, epoch, seq FROM rows WHERE {inside} AND row = 0"
+        sums = _Sums(
+            self._ledger.query(_of_workloads(f"{inside} AND row > 0")),
+            self._ledger.query(_of_devices(inside)),
+            self._ledger.query(_of_reserved(f"{inside} AND (node, epoch, seq) IN ({headers})")),
+        )
+        seen = self._ledger.query(
+            f"SELECT node, {_SLOT} AS slot, uniqExact(epoch, seq) AS n FROM devices "
+            f"WHERE {inside} GROUP BY node, slot"
+        )
+        rows = _per_slot(sums.workloads, "n_rows", "numbers", "all_uj")
+        energy = _per_slot(sums.devices, "energy_uj")
+        frames = _per_slot(seen, "n")
+        for key, made in slots.items():
+            if rows.get(key, (0, 0, 0)) != made.sums or energy.get(key, (0,)) != made.sums[2:]:
+                return None
+            if frames.get(key, (0,))[0] > made.frames:
+                return None
+        return sums
 
     def _present(self, keys: Sequence[SlotKey]) -> dict[SlotKey, _Made]:
         """The frames of slots that are there with their header and all their rows."""
@@ -308,7 +374,7 @@ class Rollup:
             for key, made in slots.items()
         }
 
-    def _write(self, slots: Mapping[SlotKey, _Made], generations: Mapping[SlotKey, int]) -> None:
+    def _exact_sums(self, slots: Mapping[SlotKey, _Made]) -> _Sums:
         # The frames are named, so that the sums over rows, devices and reservations are of the
         # same ones while commits go on.
         identities = ", ".join(
@@ -318,33 +384,16 @@ class Rollup:
         )
         inside = f"{_near(list(slots), 'window')} AND (node, epoch, seq) IN ({identities})"
         once = all(made.once for made in slots.values())
-        distinct_rows = "" if once else "LIMIT 1 BY node, epoch, seq, row"
-        workloads = self._ledger.query(
-            "SELECT node, slot, workload, holder, device, sum(cpu) AS cpu_uj, "
-            "sum(dram) AS dram_uj, sum(gpu) AS gpu_uj, sum(other) AS other_uj, "
-            "sum(cpu_t) AS cpu_ns, sum(gpu_t) AS gpu_ns FROM ("
-            f"SELECT node, {_SLOT} AS slot, workload, holder, device, cpu_uj AS cpu, "
-            "dram_uj AS dram, gpu_uj AS gpu, other_uj AS other, cpu_ns AS cpu_t, gpu_ns AS gpu_t "
-            f"FROM rows WHERE {inside} AND row > 0 {distinct_rows}"
-            ") GROUP BY node, slot, workload, holder, device"
+        distinct = "" if once else " LIMIT 1 BY node, epoch, seq, row"
+        return _Sums(
+            self._ledger.query(_of_workloads(f"{inside} AND row > 0{distinct}")),
+            self._ledger.query(_of_devices(inside)),
+            self._ledger.query(_of_reserved(inside)),
         )
-        devices = self._ledger.query(
-            "SELECT node, slot, name AS device, component, sum(uj) AS energy_uj, "
-            "sum(idle) AS idle_uj, sum(coverage * window_ms) AS covered_ms, "
-            "sum(if(quality = 'derived', uj, 0)) AS derived_uj, "
-            "sum(if(quality IN ('measured', 'derived'), 0, uj)) AS modelled_uj, "
-            "max(made_up) AS simulated, any(host) AS host_node FROM ("
-            f"SELECT node, {_SLOT} AS slot, name, component, energy_uj AS uj, idle_uj AS idle, "
-            "coverage, window_ms, quality, simulated AS made_up, host_node AS host "
-            f"FROM devices WHERE {inside} LIMIT 1 BY node, epoch, seq, device"
-            ") GROUP BY node, slot, name, component"
-        )
-        reserved = self._ledger.query(
-            "SELECT node, slot, workload, device, sum(amount * window_ms) AS reserved_ms FROM ("
-            f"SELECT node, {_SLOT} AS slot, workload, device, amount, window_ms "
-            f"FROM reservations WHERE {inside} LIMIT 1 BY node, epoch, seq, workload, device"
-            ") GROUP BY node, slot, workload, device"
-        )
+
+    def _write(
+        self, slots: Mapping[SlotKey, _Made], generations: Mapping[SlotKey, int], sums: _Sums
+    ) -> None:
         frames = pa.table(
             {
                 "node": [node for node, _ in slots],
@@ -359,14 +408,65 @@ class Rollup:
         whole = pa.concat_tables(
             [
                 _entries(frames, "frames"),
-                _entries(workloads, "workload"),
-                _entries(devices, "device"),
-                _entries(reserved, "reserved"),
+                _entries(sums.workloads, "workload"),
+                _entries(sums.devices, "device"),
+                _entries(sums.reserved, "reserved"),
             ]
         )
         columns = {name: whole[name].combine_chunks() for name in whole.column_names}
         columns["generation"] = _of_slots(columns["node"], columns["slot"], generations)
         self._ledger.insert("slots", columns)
+
+
+def _of_workloads(where: str) -> str:
+    return (
+        "SELECT node, slot, workload, holder, device, sum(cpu) AS cpu_uj, "
+        "sum(dram) AS dram_uj, sum(gpu) AS gpu_uj, sum(other) AS other_uj, "
+        "sum(cpu_t) AS cpu_ns, sum(gpu_t) AS gpu_ns, "
+        "count() AS n_rows, sum(toUInt64(row)) AS numbers, "
+        "cpu_uj + dram_uj + gpu_uj + other_uj AS all_uj FROM ("
+        f"SELECT node, {_SLOT} AS slot, row, workload, holder, device, cpu_uj AS cpu, "
+        "dram_uj AS dram, gpu_uj AS gpu, other_uj AS other, cpu_ns AS cpu_t, gpu_ns AS gpu_t "
+        f"FROM rows WHERE {where}) GROUP BY node, slot, workload, holder, device"
+    )
+
+
+def _of_devices(where: str) -> str:
+    return (
+        "SELECT node, slot, name AS device, component, sum(uj) AS energy_uj, "
+        "sum(idle) AS idle_uj, sum(coverage * window_ms) AS covered_ms, "
+        "sum(if(quality = 'derived', uj, 0)) AS derived_uj, "
+        "sum(if(quality IN ('measured', 'derived'), 0, uj)) AS modelled_uj, "
+        "max(made_up) AS simulated, any(host) AS host_node FROM ("
+        f"SELECT node, {_SLOT} AS slot, name, component, energy_uj AS uj, idle_uj AS idle, "
+        "coverage, window_ms, quality, simulated AS made_up, host_node AS host "
+        f"FROM devices WHERE {where} LIMIT 1 BY node, epoch, seq, device"
+        ") GROUP BY node, slot, name, component"
+    )
+
+
+def _of_reserved(where: str) -> str:
+    return (
+        "SELECT node, slot, workload, device, sum(amount * window_ms) AS reserved_ms FROM ("
+        f"SELECT node, {_SLOT} AS slot, workload, device, amount, window_ms "
+        f"FROM reservations WHERE {where} LIMIT 1 BY node, epoch, seq, workload, device"
+        ") GROUP BY node, slot, workload, device"
+    )
+
+
+def _per_slot(table: pa.Table, *columns: str) -> dict[SlotKey, tuple[int, ...]]:
+    """Sums over the rows of each slot."""
+    sums = table.group_by(["node", "slot"]).aggregate([(name, "sum") for name in columns])
+    values = zip(*(sums[f"{name}_sum"].to_pylist() for name in columns), strict=True)
+    keys = zip(sums["node"].to_pylist(), sums["slot"].to_pylist(), strict=True)
+    return dict(zip(keys, values, strict=True))
+
+
+def _newer(
+    now: Mapping[SlotKey, _Made], made: Mapping[SlotKey, tuple[int, _Made]]
+) -> dict[SlotKey, _Made]:
+    """Slots that should be written anew."""
+    return {key: one for key, one in now.items() if key not in made or _is_newer(one, made[key][1])}
 
 
 def _is_newer(now: _Made, made: _Made) -> bool:
