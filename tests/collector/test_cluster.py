@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from joulegram.collector import schema_command
+from joulegram.collector.config import CollectorConfig
+from joulegram.collector.errors import LedgerFailed
 from joulegram.collector.ledger import cluster as clusters
 from joulegram.collector.ledger.clickhouse import ClickhouseLedger
 from joulegram.collector.ledger.lease import lease
-from joulegram.collector.ledger.migrate import migrate
+from joulegram.collector.ledger.migrate import SCHEMA, migrate
 from joulegram.collector.ledger.partitions import drop_partition, partitions
 from joulegram.collector.rollup import Rollup
 from joulegram.collector.writer import Store
@@ -231,6 +234,26 @@ def test_an_insert_of_unknown_outcome_is_looked_up(empty: Running) -> None:
     found = empty.ask(0, "SELECT count() FROM rows WHERE row = 0")
     assert found == [(len(frames),)]
     ledger.close()
+
+
+def test_a_server_that_was_down_gets_the_schema_when_it_is_back(
+    replicas: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in {0, 1} - replicas.programs.keys():
+        replicas.start(number)
+    replicas.kill(1)
+    servers = replicas.both.config("r_down", timeout_s=5.0)
+    with pytest.raises(LedgerFailed, match="start every server"):
+        schema_command.run("apply", CollectorConfig(), servers)
+    replicas.start(1)
+    servers = replicas.both.config("r_down")
+    assert schema_command.run("apply", CollectorConfig(), servers) == 0
+    newest = max(int(file.name[:4]) for file in SCHEMA.glob("*.sql"))
+    for first in (0, 1):
+        capsys.readouterr()
+        servers = replicas.both.config("r_down", first)
+        schema_command.run("show", CollectorConfig(), servers)
+        assert f"schema version {newest} of {newest}" in capsys.readouterr().out
 
 
 def test_two_shards_answer_as_one(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ open. Servers are migrated here alone, under a lease, so that an operator choose
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from joulegram.collector.config import CollectorConfig
-from joulegram.collector.errors import LedgerUnusable
+from joulegram.collector.errors import LedgerFailed, LedgerUnusable
 from joulegram.collector.ledger import cluster as clusters
 from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.ledger.config import ClickhouseConfig
@@ -36,18 +36,30 @@ def run(word: str, collector: CollectorConfig, clickhouse: ClickhouseConfig) -> 
     Raises: CollectorError: a ledger in use, servers that do not answer, a lease that is taken, a
         schema that this joulegram does not know.
     """
-    with _opened(collector, clickhouse) as ledger:
-        ahead = plan(ledger.ledger)
-        print(f"{ledger.name}: schema version {ahead.version} of {ahead.newest}")
-        if word == "apply":
-            ahead.check_known()
-            _apply(ledger, ahead)
-        elif word == "plan":
-            ahead.check_known()
-            _show_steps(ahead)
-        else:
-            _show(ledger.ledger, ahead)
+    try:
+        with _opened(collector, clickhouse) as ledger:
+            _do(word, ledger)
+    except LedgerFailed as failed:
+        if word != "apply":
+            raise
+        raise LedgerFailed(
+            f"{failed}. What is done stays done: start every server, then run `joulegram schema "
+            "apply` again."
+        ) from failed
     return 0
+
+
+def _do(word: str, ledger: "_Opened") -> None:
+    ahead = plan(ledger.ledger)
+    print(f"{ledger.name}: schema version {ahead.version} of {ahead.newest}")
+    if word == "apply":
+        ahead.check_known()
+        _apply(ledger, ahead)
+    elif word == "plan":
+        ahead.check_known()
+        _show_steps(ahead)
+    else:
+        _show(ledger.ledger, ahead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +103,22 @@ def _apply(opened: _Opened, ahead: Plan) -> None:
 
     if not opened.leased:
         done = migrate(opened.ledger, on_step=say)
-    else:
-        for statement in clusters.databases(opened.ledger.cluster, _database(opened)):
-            opened.ledger.execute(statement)
-        with lease(opened.ledger) as renew:
+        print(_done(done))
+        return
+    for statement in clusters.databases(opened.ledger.cluster, _database(opened)):
+        opened.ledger.execute(statement)
+    with lease(opened.ledger) as renew:
 
-            def go_on(step: Step) -> None:
-                renew()
-                say(step)
+        def go_on(step: Step) -> None:
+            renew()
+            say(step)
 
-            done = migrate(opened.ledger, on_step=go_on)
-    print(f"applied {', '.join(map(str, done))}" if done else "somebody else has just done it")
+        done = migrate(opened.ledger, on_step=go_on)
+    print(_done(done))
+
+
+def _done(versions: Sequence[int]) -> str:
+    return f"applied {', '.join(map(str, versions))}" if versions else "somebody has just done it"
 
 
 def _database(opened: _Opened) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from joulegram.collector.errors import LeaseTaken
+from joulegram.collector.errors import LeaseTaken, LedgerFailed
 from joulegram.collector.ledger.ledger import Ledger, literal
 
 LEASE_S = 300  # longer than a step's statements may take
@@ -56,8 +56,8 @@ def lease(
     try:
         yield renew
     finally:
-        # Somebody may have taken it over, which is as good.
-        with contextlib.suppress(LeaseTaken):
+        # Somebody may have taken it over, which is as good; else its time will be up.
+        with contextlib.suppress(LeaseTaken, LedgerFailed):
             states.follow(held[-1], "", 0)
 
 
