@@ -43,7 +43,9 @@ def test_a_directory_that_is_copied_back_and_what_was_sent_since_again(tmp_path:
     keep(ledger, FRAMES[:40])
     Rollup(ledger).refresh(*EVER)
     ledger.close()
-    shutil.copytree(data, backup, symlinks=True)  # cp -a data backup, while the collector is stopped
+    shutil.copytree(
+        data, backup, symlinks=True
+    )  # cp -a data backup, while the collector is stopped
     ledger = ChdbLedger(data)
     keep(ledger, FRAMES[40:])
     Rollup(ledger).refresh(*EVER)
