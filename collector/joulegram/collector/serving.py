@@ -137,9 +137,12 @@ async def serve(
     stage: Stage | None = None
     if WRITER in roles:
         assert ledger is not None and rollup is not None
-        stage = _writer(parts, settings, ledger, rollup, on_durable)
+        # Beside other writers this one sees a part of all frames, so the page follows the topic.
+        alone = ledger.exclusive or not settings.kafka.on
+        stage = _writer(parts, settings, ledger, rollup, on_durable if alone else [])
+        on_durable = [] if alone else on_durable
     if settings.kafka.on:
-        stage = _kafka(parts, roles, settings, ledger, registry, stage, on_durable)
+        stage = _kafka(parts, settings, registry, stage, on_durable)
     if INTAKE in roles:
         assert stage is not None
         port = await _intake(parts, settings, stage, agents)
@@ -199,18 +202,21 @@ def _writer(
 
 def _kafka(
     parts: _Parts,
-    roles: frozenset[str],
     settings: Settings,
-    ledger: Ledger | None,
     registry: CollectorRegistry,
     writer: Stage | None,
-    on_durable: Sequence[OnDurable],
+    followers: Sequence[OnDurable],
 ) -> Stage:
-    """Put Kafka before the writer, where one is here; the stage for an intake."""
+    """Put Kafka before the writer, where one is here; the stage for an intake.
+
+    Args:
+        followers: want to see every frame that is in the topic, as it comes.
+    """
     # Imported here: who has no Kafka does not pay for its client.
     from joulegram.collector.kafka import counters as kafka_counters
     from joulegram.collector.kafka import lag
     from joulegram.collector.kafka.consumer import FromKafka
+    from joulegram.collector.kafka.follow import Follower
     from joulegram.collector.kafka.letters import DeadLetters
     from joulegram.collector.kafka.producer import Producer
     from joulegram.collector.kafka.stage import ToKafka
@@ -220,6 +226,8 @@ def _kafka(
     producer.start()
     parts.endings.append(producer.close)
     parts.behind(lag.run(settings.kafka))
+    if followers:
+        parts.behind(Follower(settings.kafka, followers).run())
     if writer is not None:
         reader = FromKafka(
             settings.kafka,
