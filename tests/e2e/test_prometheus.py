@@ -13,7 +13,7 @@ from tests.servers import Prometheus, check_metrics, wait_until
 
 def test_prometheus_reads_joules_watts_and_grams(tmp_path: Path, prometheus: Prometheus) -> None:
     newest = time_ns() // 1_000_000 // WINDOW_MS * WINDOW_MS - WINDOW_MS
-    job = workload("slurm", "42", user="ann", name='a "quoted"\nname')
+    job = workload("slurm", "42", user="ann", name='a "quoted" \\name')
     node = Node("n1")
     frames = [
         node.frame(newest - i * WINDOW_MS, [Row(job, cpu_j=30.0, dram_j=5.0), Row(IDLE, cpu_j=10)])
