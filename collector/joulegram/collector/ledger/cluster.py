@@ -37,14 +37,8 @@ def on_cluster(statement: str, cluster: str, database: str) -> Iterator[str]:
     own = local(database)
     if made := _CREATE.fullmatch(statement):
         table, arguments = made["table"], made["arguments"]
-        shard, replica = (
-            ("all", "{shard}-{replica}")
-            if table in EVERYWHERE
-            else (
-                "{shard}",
-                "{replica}",
-            )
-        )
+        whole = table in EVERYWHERE
+        shard, replica = ("all", "{shard}-{replica}") if whole else ("{shard}", "{replica}")
         replicated = ", ".join(
             [f"'/clickhouse/tables/{shard}/{database}/{table}'", f"'{replica}'"]
             + ([arguments] if arguments else [])
@@ -52,11 +46,6 @@ def on_cluster(statement: str, cluster: str, database: str) -> Iterator[str]:
         yield (
             f"CREATE TABLE IF NOT EXISTS {own}.{table} {everywhere}{made['columns']}"
             f"ENGINE = Replicated{made['engine']}({replicated}){made['rest']}"
-        )
-        asked = (
-            f"Merge({own}, '^{table}$')"
-            if table in EVERYWHERE
-            else f"Distributed(`{cluster}`, {own}, {table})"
         )
         yield _asked(table, cluster, database)
     elif changed := _ALTER.fullmatch(statement):
