@@ -135,14 +135,18 @@ async def serve(
         app = create_probe(registry, access)
 
     stage: Stage | None = None
+    followers: list[OnDurable] = []
+    if WEB in roles and settings.kafka.on and not (ledger is not None and ledger.exclusive):
+        # Beside other writers, or apart from them, the page sees all frames in the topic alone.
+        assert rollup is not None
+        followers, on_durable = [rollup.touch, *on_durable], []
     if WRITER in roles:
         assert ledger is not None and rollup is not None
-        # Beside other writers this one sees a part of all frames, so the page follows the topic.
-        alone = ledger.exclusive or not settings.kafka.on
-        stage = _writer(parts, settings, ledger, rollup, on_durable if alone else [])
-        on_durable = [] if alone else on_durable
+        stage = _writer(parts, settings, ledger, rollup, on_durable)
+    elif rollup is not None and WEB in roles:
+        parts.behind(rollup.run())
     if settings.kafka.on:
-        stage = _kafka(parts, settings, registry, stage, on_durable)
+        stage = _kafka(parts, settings, registry, stage, followers)
     if INTAKE in roles:
         assert stage is not None
         port = await _intake(parts, settings, stage, agents)
