@@ -29,12 +29,16 @@ from joulegram.v1.telemetry_pb2_grpc import TelemetryServiceServicer
 log = logging.getLogger(__name__)
 
 MESSAGE_MAX_BYTES = 16 * 2**20  # 100,000 rows are about 8 MB
-STREAMS_MAX = 10_000
+STREAMS_MAX = 20_000
 
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
     # Two collectors on one port would share its agents by chance.
     ("grpc.so_reuseport", 0),
+    # Thousands of agents may come within a second or two, after a restart say; by default gRPC
+    # cancels those beyond the first one to three thousand.
+    ("grpc.server.max_pending_requests", STREAMS_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * STREAMS_MAX),
     # A node that lost its power says no goodbye.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
