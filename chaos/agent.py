@@ -1,6 +1,6 @@
 """An agent whose machine is made up: the shipped spool and uplink, fed by a meter of ours.
 
-    python -m chaos.agent NODE FOLDER COLLECTOR BASE_MS PACE_S
+    python -m chaos.agent NODE FOLDER COLLECTOR BASE_MS PACE_S ROWS SPOOL_MB
 
 FOLDER/made     a line per frame before it is offered to the spool: `made EPOCH SEQ UJ AT_S`,
                 and once the spool has answered for it `kept EPOCH SEQ`
@@ -69,8 +69,11 @@ class Meter:
 
     unsound = 0
 
-    def __init__(self, node: str, folder: Path, record: Record, base_ms: int, pace_s: float):
-        self._node, self._record, self._base_ms, self._pace_s = node, record, base_ms, pace_s
+    def __init__(
+        self, node: str, folder: Path, record: Record, base_ms: int, pace_s: float, rows: int
+    ) -> None:
+        self._node, self._record, self._base_ms = node, record, base_ms
+        self._pace_s, self._rows = pace_s, rows
         self._enough = folder / "enough"
         self._epoch = secrets.randbits(64) | 1
 
@@ -82,21 +85,22 @@ class Meter:
             if window == last or self._enough.exists():
                 continue
             seq, last = seq + 1, window
-            one = windows(self._node, self._epoch, seq, window, self._base_ms)
+            one = windows(self._node, self._epoch, seq, window, self._base_ms, self._rows)
             self._record.made(one)
             yield one
 
 
-def windows(node: str, epoch: int, seq: int, window: int, base_ms: int) -> Frame:
+def windows(node: str, epoch: int, seq: int, window: int, base_ms: int, rows: int = 3) -> Frame:
     """The frame of a made-up node; its windows follow each other, a day before `base_ms`."""
     start_ms = base_ms // 300_000 * 300_000 - 86_400_000
-    one = frame(seq, node=node, epoch=epoch, window=window, start_ms=start_ms, rows=3 + seq % 7)
+    count = rows + seq % 7
+    one = frame(seq, node=node, epoch=epoch, window=window, start_ms=start_ms, rows=count)
     one.simulated = True
     return one
 
 
 def main(argv: Sequence[str]) -> int:
-    node, folder, collector, base_ms, pace_s = argv
+    node, folder, collector, base_ms, pace_s, rows, spool_mb = argv
     _follow(Path(folder) / "clock")
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -105,8 +109,14 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     record = Record(Path(folder) / "made")
-    meter = Meter(node, Path(folder), record, int(base_ms), float(pace_s))
-    config = AgentConfig(node=node, state=Path(folder) / "state", collector=collector, http="")
+    meter = Meter(node, Path(folder), record, int(base_ms), float(pace_s), int(rows))
+    config = AgentConfig(
+        node=node,
+        state=Path(folder) / "state",
+        collector=collector,
+        http="",
+        spool_max_mb=float(spool_mb),
+    )
     return serve(meter, config, stop, metrics=Metrics(record))
 
 

@@ -1,5 +1,6 @@
 """One run: a site, its faults in their time, then peace, and the count."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -80,8 +81,16 @@ def run(
 
 def _play(this: Campaign, there: Site, faults: Sequence[Fault], seed: int, seconds: float) -> None:
     start_s = time.monotonic()
+    # A part may take longer to come back than planned; its next fault waits for that.
+    busy = {name: threading.Lock() for fault in faults for name in fault.touches}
 
     def play(fault: Fault) -> None:
+        with contextlib.ExitStack() as mine:
+            for name in sorted(fault.touches):
+                mine.enter_context(busy[name])
+            play_alone(fault)
+
+    def play_alone(fault: Fault) -> None:
         this.note(f"{fault.kind}: {fault.target}, for {fault.for_s:g} s")
         this.began.append((time.time(), fault.name))
         try:
@@ -91,7 +100,7 @@ def _play(this: Campaign, there: Site, faults: Sequence[Fault], seed: int, secon
             this.wrong.append(f"{fault.kind} on {fault.target}: {type(failed).__name__}: {failed}")
             this.note(this.wrong[-1])
 
-    with ThreadPoolExecutor(2 * AT_ONCE, "fault") as threads:
+    with ThreadPoolExecutor(4 * AT_ONCE, "fault") as threads:
         for fault in faults:
             time.sleep(max(0.0, start_s + fault.at_s - time.monotonic()))
             threads.submit(play, fault)

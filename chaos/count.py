@@ -42,9 +42,9 @@ class Row:
 
     fault: str
     times: int
-    sent_uj: int
+    sent_uj: int  # in frames that a spool had, and did not count as gone
     stored_uj: int
-    dropped_uj: int  # of frames that an agent counted as gone from its spool
+    dropped_uj: int  # in frames that an agent counted as gone from its spool; not in `sent_uj`
     lost_uj: int
     doubled_uj: int
 
@@ -132,12 +132,13 @@ def settle(
         found = stored.frames.get(one.identity)
         if found is None and not one.kept:
             continue  # it never was in the spool
+        if found is None and one.identity in may_miss:
+            gone[fault] += one.uj
+            continue
         sent[fault] += one.uj
         by_node[one.identity[0]] += found or 0
         there[fault] += found or 0
-        if found is None and one.identity in may_miss:
-            gone[fault] += one.uj
-        elif found is None or found < one.uj:
+        if found is None or found < one.uj:
             lost[fault] += one.uj - (found or 0)
             wrong.append(f"lost: {_named(one.identity)}: sent {one.uj} uJ, stored {found} uJ")
         elif found > one.uj:
@@ -150,7 +151,7 @@ def settle(
             by_node[identity[0]] += uj
     wrong += _disagreements(by_node, stored)
     counted = Counter(name for _, name in began) + Counter(times)
-    names = list(dict.fromkeys([CALM, *sorted(counted), *sorted(sent), *doubled]))
+    names = list(dict.fromkeys([CALM, *sorted(counted)]))
     rows = [
         Row(name, counted[name], sent[name], there[name], gone[name], lost[name], doubled[name])
         for name in names

@@ -5,10 +5,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 from chaos.disk import corrupt_page
-from chaos.parts import hold, let_go
+from chaos.parts import alive, hold, let_go
 from chaos.schedule import Fault
 from chaos.site import Site
 from chaos.spools import held
@@ -85,11 +86,17 @@ def _reset(site: Site, fault: Fault, rng: random.Random) -> str:
 
 def _half_open(site: Site, fault: Fault, rng: random.Random) -> str:
     """Bytes go nowhere; then whoever knows the connection no more says so."""
+    _half_open_for_good(site, fault, rng)
+    site.links[fault.target].reset(broken=True)
+    return ""
+
+
+def _half_open_for_good(site: Site, fault: Fault, rng: random.Random) -> str:
+    """New connections work again, those that were there stay silent until somebody ends them."""
     link = site.links[fault.target]
     link.swallow(True)
     time.sleep(fault.for_s)
     link.swallow(False)
-    link.reset(broken=True)
     return ""
 
 
@@ -123,21 +130,33 @@ def _corrupt(site: Site, fault: Fault, rng: random.Random) -> str:
 
 
 def _full(site: Site, fault: Fault, rng: random.Random) -> str:
-    disk = site.disks[fault.target]
+    part, disk, told = site.parts[fault.target], site.disks[fault.target], ""
     disk.fill()
+    if fault.target in site.agents and rng.random() < 0.5:
+        part.end(signal.SIGKILL)
+        part.start()
+        told = "started on it"
     time.sleep(fault.for_s)
     disk.free()
-    return ""
+    if fault.target == "broker" and not alive(part):
+        # Kafka ends itself when its log cannot be written: an operator makes room, and starts it.
+        part.end(signal.SIGKILL)
+        part.start()
+        told = "ended itself, started again"
+    return told
 
 
 def _read_only(site: Site, fault: Fault, rng: random.Random) -> str:
-    """The agent starts on a disk that takes nothing, which is then made well."""
-    agent, disk = site.agents[fault.target], site.disks[fault.target]
-    agent.part.end(signal.SIGTERM)
+    """It starts on a disk that takes nothing, which is then made well."""
+    part, disk = site.parts[fault.target], site.disks[fault.target]
+    part.end(signal.SIGTERM)
     disk.read_only(True)
-    agent.part.start()
-    time.sleep(fault.for_s)
-    disk.read_only(False)
+    # An agent starts all the same; a collector is started again and again.
+    with ThreadPoolExecutor(1) as thread:
+        ready = thread.submit(part.start)
+        time.sleep(fault.for_s)
+        disk.read_only(False)
+        ready.result()
     return ""
 
 
@@ -150,6 +169,7 @@ ACTS: Mapping[str, Act] = {
     "refuse": _refuse,
     "reset": _reset,
     "half-open": _half_open,
+    "half-open for good": _half_open_for_good,
     "clock jump": _clock,
     "corrupt page": _corrupt,
     "full disk": _full,

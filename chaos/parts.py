@@ -1,9 +1,9 @@
 """The parts of a site as programs: started, ended, held and let go, each by its own pid."""
 
 import contextlib
+import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,7 +72,7 @@ class Ours:
             self.starts += 1
             name = f"{self.name}.{self.starts}"
             self._open = contextlib.ExitStack()
-            env = {"PYTHONPATH": str(ROOT)}
+            env = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
             program = self._open.enter_context(running(self.argv, self.folder, name=name, env=env))
             self.program = program
             while time.monotonic() < deadline_s and program.process.poll() is None:
@@ -80,7 +80,9 @@ class Ours:
                     return
                 time.sleep(0.05)
             time.sleep(AGAIN_S)
-        raise TimeoutError(f"{self.name} is not ready after {START_S:g} s; it said:\n{self.said()}")
+        raise TimeoutError(
+            f"{self.name} is not ready after {START_S:g} s; it said:\n{self.said()[-1000:]}"
+        )
 
     def end(self, how: signal.Signals) -> None:
         if self.program is None:
@@ -90,7 +92,7 @@ class Ours:
         self._open.close()
 
     def said(self) -> str:
-        """The last it said, of all its lives."""
+        """What it said, in all its lives."""
         logs = sorted(self.folder.glob(f"{self.name}.*.err"), key=lambda p: p.stat().st_mtime)
         return "".join(path.read_text(errors="replace") for path in logs)
 
@@ -159,13 +161,14 @@ class Agent:
     collector: str
     base_ms: int
     pace_s: float
+    rows: int = 3  # of a frame, at least
+    spool_mb: float = 1024.0
     part: Ours = field(init=False)
-    busy: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "chaos.agent", self.node, str(self.folder), self.collector]
-        argv += [str(self.base_ms), str(self.pace_s)]
+        argv += map(str, (self.base_ms, self.pace_s, self.rows, self.spool_mb))
         self.part = Ours(self.node, argv, self.folder)
 
     @property

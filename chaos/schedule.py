@@ -19,6 +19,7 @@ LINKS: Mapping[str, Sequence[str]] = {
 }
 
 AT_ONCE = 2  # faults that may overlap, on different parts
+LONG_S = 240.0  # runs in which a connection may stay silent until keepalive ends it
 RECOVERY_S = 4.0  # of a part, before its next fault
 NETWORK = ("delay", "refuse", "reset", "half-open", "slow")
 # Kinds whose victims need a disk that can be filled and made read-only.
@@ -56,8 +57,8 @@ class _Way:
     weight: float = 1.0
 
 
-def ways(shape: str, disks: bool) -> list[_Way]:
-    """All that may happen in a shape."""
+def ways(shape: str, seconds: float, disks: bool) -> list[_Way]:
+    """All that may happen in a shape, in a run of so many seconds."""
     servers, links = SERVERS[shape], LINKS[shape]
     found = [
         _Way("kill -9", AGENTS, 0.0, 2.0, 2.0),
@@ -70,12 +71,16 @@ def ways(shape: str, disks: bool) -> list[_Way]:
         *(_Way(kind, links, 1.0, 8.0) for kind in NETWORK),
     ]
     if disks:
-        owners = [name for name in servers if name in ("collector", "clickhouse")]
+        owners = [name for name in servers if name in ("collector", "broker", "clickhouse")]
         found += [
             _Way("full disk", AGENTS, 2.0, 7.0),
             _Way("read-only disk", AGENTS, 2.0, 7.0),
-            _Way("full disk", owners, 2.0, 7.0),
+            _Way("full disk", owners, 2.0, 7.0, 2.0),
         ]
+    if shape == DIRECT and disks:
+        found.append(_Way("read-only disk", servers, 2.0, 7.0))
+    if seconds >= LONG_S:
+        found.append(_Way("half-open for good", links, 1.0, 4.0))
     return found
 
 
@@ -89,7 +94,7 @@ def plan(seed: int, seconds: float, shape: str, *, disks: bool = True) -> list[F
     """
     rng = random.Random(f"{seed} {shape} faults")
     # The same draws where disks cannot be had: those faults are left out, the others stay.
-    known = ways(shape, disks=True)
+    known = ways(shape, seconds, disks=True)
     hat: list[_Way] = []
     faults: list[Fault] = []
     at_s = rng.uniform(1.0, 2.0)

@@ -22,7 +22,7 @@ from tests.clickhouse import ClickhouseServer
 from tests.kafka import jars
 from tests.servers import free_port, joulegram
 
-AGENT_DISK_MB, LEDGER_DISK_MB = 48, 320
+AGENT_DISK_MB, LEDGER_DISK_MB, BROKER_DISK_MB = 48, 320, 192
 CLIENT = "client"
 DATABASE = "joules"
 SESSION_S = 4.0  # a writer that is held longer comes back to find its partitions gone
@@ -94,6 +94,8 @@ def site(shape: str, folder: Path, *, disks: bool, pace_s: float) -> Iterator[Si
         base_ms = time.time_ns() // 1_000_000
         for node in AGENTS:
             agent = Agent(node, folder / node, address, base_ms, pace_s)
+            if node == AGENTS[-1]:  # its frames are large, and its spool must fold them
+                agent = Agent(node, folder / node, address, base_ms, pace_s, 250, 2.0)
             if disks:
                 made.disk(node, agent.state, AGENT_DISK_MB)
             made.agents[node] = agent
@@ -141,6 +143,8 @@ def _kafka(made: Site, disks: bool) -> str:
     ledger.close()
     broker = BehindProxy(made.folder / "kafka", jars())
     to_broker = made.link("link to broker", broker.port, int(broker.advertised.split(":")[1]))
+    if disks:
+        made.disk("broker", broker.folder / "log", BROKER_DISK_MB)
     made.begin("broker", KafkaBroker(broker))
     to_clickhouse = made.link("link to clickhouse", server.port)
     port = free_port()
