@@ -13,12 +13,14 @@ import pytest
 from joulegram.collector.errors import BadSetting
 from joulegram.collector.kafka import lag
 from joulegram.collector.kafka.config import KafkaConfig, check_retention
+from joulegram.collector.kafka.follow import Follower
 from joulegram.collector.kafka.letters import now_ms
 from joulegram.collector.kafka.records import pack
 from joulegram.collector.kafka.topics import check_topics
 from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.roles import ROLES, check_roles, roles_of
 from joulegram.collector.writer import Store
+from joulegram.v1.telemetry_pb2 import Frame
 from tests.collector.kafka.passing import (
     Stored,
     committed,
@@ -242,3 +244,21 @@ async def test_after_a_restore_kafka_is_rewound_and_every_joule_is_there_again(
 def test_a_rewind_says_what_it_takes(settings: KafkaConfig, tmp_path: Path) -> None:
     said = command("rewind", "--since", "yesterday", config=toml(settings, tmp_path))
     assert said.returncode == 2 and "accepted" in said.stderr
+
+
+async def test_a_page_apart_from_the_writers_sees_every_frame_once(settings: KafkaConfig) -> None:
+    seen: list[Frame] = []
+    check_topics(settings)
+    async with producing(settings) as producer:
+        stage = to_kafka(settings, producer)
+        await put(stage, [frame(1, node="before")])
+        following = asyncio.create_task(Follower(settings, [seen.extend]).run())
+        await asyncio.sleep(3.0)
+        for _ in range(2):
+            await put(stage, [frame(n, node=f"n{n}") for n in range(1, 9)])
+        await raw_record(producer, settings, b"poison")
+        await put(stage, [frame(1, node="last")])
+        await eventually(lambda: any(one.node == "last" for one in seen), "the last frame")
+        following.cancel()
+    nodes = [one.node for one in seen if one.node not in ("before", "last")]
+    assert sorted(nodes) == [f"n{n}" for n in range(1, 9)]

@@ -24,8 +24,12 @@ log = logging.getLogger(__name__)
 
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 METADATA_MS = 10_000
-LET_GO_S = 30.0
+LET_GO_S = 5.0
 OVERHEAD_BYTES = 64 * 2**10  # headers of a dead letter, and what a batch adds
+
+
+class GivenUp(Exception):
+    """Nobody knows whether the brokers have the record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Producer:
         self._client: Any = None
         self._connecting: asyncio.Task[None] | None = None
         self._buffered = 0
+        self._pending: set[asyncio.Future[None]] = set()  # sent, not yet acknowledged
         self._closed = False
         counters.BUFFER_LIMIT.set(config.buffer_max_bytes)
         counters.CONNECTED.set(0)
@@ -131,7 +136,12 @@ class Producer:
         # From the client's own thread.
         sent.add_callback(lambda _: loop.call_soon_threadsafe(settle, None))
         sent.add_errback(lambda failure: loop.call_soon_threadsafe(settle, failure))
-        await done
+        self._pending.add(done)
+        try:
+            # The library keeps its own time-out, but not always.
+            await asyncio.wait_for(done, 1.5 * self._config.delivery_timeout_s)
+        finally:
+            self._pending.discard(done)
 
     def _drop(self, client: Any, failure: BaseException) -> None:
         """Use a client no more that has given a record up."""
@@ -139,6 +149,9 @@ class Producer:
             log.warning("Kafka did not take a record, connecting anew: %r", failure)
             self._client = None
             counters.CONNECTED.set(0)
+            for one in self._pending:
+                if not one.done():
+                    one.set_exception(GivenUp("its client was given up"))
             asyncio.get_running_loop().run_in_executor(None, _let_go, client, 0.0)
             self.start()
 
@@ -186,9 +199,11 @@ class Producer:
 
 def _let_go(client: Any, timeout_s: float) -> None:
     """Close a client, whether or not its brokers take what it still holds."""
-    # The first call may end at what is still held; by then all of it has been given up.
-    for patience_s in (timeout_s, LET_GO_S):
+    try:
+        client.close(timeout=timeout_s)
+    except (KafkaError, OSError):
+        # It waits for what it holds before it closes; there is no public way to say that all of
+        # it has been given up.
+        client._sender.force_close()
         with contextlib.suppress(KafkaError, OSError):
-            client.close(timeout=patience_s)
-            return
-    log.warning("a Kafka client would not close; its thread ends with this process")
+            client.close(timeout=LET_GO_S)
