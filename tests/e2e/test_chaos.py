@@ -44,7 +44,7 @@ def check(said: str, table: list[dict[str, Any]], least_faults: int) -> None:
 
 @pytest.mark.timeout(600)
 def test_direct(tmp_path: Path) -> None:
-    said, table = chaos("direct", 20, 30, tmp_path)
+    said, table = chaos("direct", 307, 30, tmp_path)
     check(said, table, 5)
 
 
@@ -53,5 +53,5 @@ def test_through_kafka(tmp_path: Path) -> None:
     need("java")
     need("clickhouse-server")
     jars()
-    said, table = chaos("kafka", 4, 30, tmp_path)
+    said, table = chaos("kafka", 302, 32, tmp_path)
     check(said, table, 5)
