@@ -23,7 +23,7 @@ from chaos.schedule import SHAPES, plan
 
 OUTPUT = Path(__file__).resolve().parent.parent / "build" / "chaos.json"
 SEED = 20_261_122
-MINUTES = 10.0  # of faults, all shapes together; starting, draining and counting come on top
+MINUTES = 8.0  # of faults, all shapes together; starting, draining and counting come on top
 MINUTES_MAX = 15.0
 SHOWN = 20  # of what is wrong
 

@@ -5,7 +5,7 @@
 FOLDER/made     a line per frame before it is offered to the spool: `made EPOCH SEQ UJ AT_S`,
                 and once the spool has answered for it `kept EPOCH SEQ`
 FOLDER/clock    seconds that this agent's clock is off; read all the time
-FOLDER/enough   when it is there no more frames are made; what is spooled is still sent
+FOLDER/enough   when it (or FOLDER/hush) is there no frames are made; what is spooled is sent
 FOLDER/state    the agent's --state
 """
 
@@ -74,7 +74,7 @@ class Meter:
     ) -> None:
         self._node, self._record, self._base_ms = node, record, base_ms
         self._pace_s, self._rows = pace_s, rows
-        self._enough = folder / "enough"
+        self._still = folder / "enough", folder / "hush"
         self._epoch = secrets.randbits(64) | 1
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
@@ -82,7 +82,7 @@ class Meter:
         while not stop.wait(self._pace_s):
             # Windows go on where those of an earlier life ended.
             window = int((true_time_ns() / 1e6 - self._base_ms) / 1000 / self._pace_s)
-            if window == last or self._enough.exists():
+            if window == last or any(file.exists() for file in self._still):
                 continue
             seq, last = seq + 1, window
             one = windows(self._node, self._epoch, seq, window, self._base_ms, self._rows)

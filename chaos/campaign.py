@@ -1,6 +1,7 @@
 """One run: a site, its faults in their time, then peace, and the count."""
 
 import contextlib
+import shutil
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ from chaos.site import CLIENT, Site, client, site
 Say = Callable[[str], None]
 
 # Back-off, patience with clocks (30 s, then 120 s), silent streams: all of them may be due.
-DRAIN_S = 300.0
+DRAIN_S = 200.0
 LOOK_S = 0.5
 SETTLED_S = 5.0
 
@@ -48,7 +49,7 @@ def run(
     say: Say,
     *,
     disks: bool,
-    pace_s: float = 0.25,
+    pace_s: float = 0.5,
 ) -> Outcome:
     """Play the faults and count.
 
@@ -58,7 +59,7 @@ def run(
     """
     say(f"{shape}: starting")
     with site(shape, folder, disks=disks, pace_s=pace_s) as there:
-        with client(there, seed, 2 * pace_s) as one:
+        with client(there, seed, pace_s) as one:
             this = Campaign(say)
             _play(this, there, faults, seed, seconds)
             _drain(this, there, one)
@@ -69,13 +70,13 @@ def run(
         ] + one.made
         stored = _stored(this, there, made)
         outcome = count.settle(
-            made, stored, this.began, times=one.times, dropped=_dropped(there, made, stored)
+            made, stored, this.began, times=one.times, dropped=_dropped(this, there, made, stored)
         )
         say(
             f"{shape}: {len(made)} frames, {stored.inserted - len(stored.frames)} headers "
             "inserted again that readers pass over"
         )
-        outcome.wrong += this.wrong + one.complaints
+        outcome.wrong[:0] = this.wrong + one.complaints
         return outcome
 
 
@@ -166,15 +167,21 @@ def _stored(this: Campaign, there: Site, made: Sequence[Made]) -> Stored:
         ledger.close()
 
 
-def _dropped(there: Site, made: Sequence[Made], stored: Stored) -> list[Identity]:
+def _dropped(this: Campaign, there: Site, made: Sequence[Made], stored: Stored) -> list[Identity]:
     found: list[Identity] = []
     for node, agent in there.agents.items():
         missing = spools.by_node(made, stored.frames, node)
-        if missing:
-            found += spools.gone(
-                missing,
-                spools.dropped_uj(agent.spool),
-                spools.unreadable(agent.part.said()),
-                there.bad_pages.get(node, set()),
+        if not missing:
+            continue
+        counted_uj = spools.dropped_uj(agent.spool) + there.counts_gone[node]
+        counted = spools.unreadable(agent.part.said())
+        gone = spools.gone(missing, counted_uj, counted, there.bad_pages.get(node, set()))
+        found += gone
+        if len(gone) < len(missing):
+            this.wrong.append(
+                f"{node}: of {sum(one.uj for one in missing)} uJ in {len(missing)} frames that are "
+                f"missing its spool counted {counted_uj} uJ as dropped, and {counted} frames as "
+                "unreadable"
             )
+            shutil.copytree(agent.state, agent.folder / "state at the end", dirs_exist_ok=True)
     return found

@@ -12,7 +12,7 @@ from chaos.disk import corrupt_page
 from chaos.parts import alive, hold, let_go
 from chaos.schedule import Fault
 from chaos.site import Site
-from chaos.spools import held
+from chaos.spools import EVERY, dropped_uj, held
 
 Act: TypeAlias = Callable[[Site, Fault, random.Random], str]
 
@@ -120,13 +120,24 @@ def _corrupt(site: Site, fault: Fault, rng: random.Random) -> str:
     time.sleep(fault.for_s)
     agent.part.end(signal.SIGTERM)
     try:
-        waiting = held(agent.node, agent.spool) or set()
-        site.bad_pages.setdefault(agent.node, set()).update(waiting)
+        waiting, counted_uj = held(agent.node, agent.spool), dropped_uj(agent.spool)
         page = corrupt_page(agent.spool, rng)
-    finally:
+        agent.hush(True)  # while we look what is left, nothing new pushes old frames out
         agent.part.start()
+        agent.await_looking()
+        left = held(agent.node, agent.spool, EVERY)
+        if waiting is None or left is None:
+            raise RuntimeError(f"the spool of {agent.node} cannot be read")
+        gone = waiting - left
+        site.bad_pages.setdefault(agent.node, set()).update(gone)
+        # Should the page have held the agent's own counts.
+        site.counts_gone[agent.node] += counted_uj - dropped_uj(agent.spool)
+    finally:
+        if not alive(agent.part):
+            agent.part.start()
+        agent.hush(False)
         way.allow()
-    return f"page {page}; {len(waiting)} frames were waiting"
+    return f"page {page}; of {len(waiting)} frames that waited {len(gone)} are gone"
 
 
 def _full(site: Site, fault: Fault, rng: random.Random) -> str:

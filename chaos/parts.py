@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tests.clickhouse import ClickhouseServer
 from tests.kafka import Broker
-from tests.servers import Program, free_port, running
+from tests.servers import Program, free_port, running, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 150.0  # how long a part may take to be ready: the machine may be busy
@@ -187,6 +187,20 @@ class Agent:
         draft = self.folder / "clock.draft"
         draft.write_text(f"{seconds:g}")
         draft.rename(self.folder / "clock")
+
+    def hush(self, on: bool) -> None:
+        """Make no frames for a while."""
+        if on:
+            (self.folder / "hush").touch()
+        else:
+            (self.folder / "hush").unlink(missing_ok=True)
+
+    def await_looking(self) -> None:
+        """Return once it has opened its spool, and looked in vain for the collector."""
+        looked = "no way to the collector"
+        program = self.part.program
+        assert program is not None
+        wait_until(lambda: looked in program.stderr.read_text(), f"{self.node}: {looked}", 60.0)
 
     def enough(self) -> None:
         """Make no more frames; send what there is."""

@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ class Site:
     disks: dict[str, Disk] = field(default_factory=dict)
     agents: dict[str, Agent] = field(default_factory=dict)
     bad_pages: dict[str, set[tuple[str, int, int]]] = field(default_factory=dict)
+    counts_gone: Counter[str] = field(default_factory=Counter)  # by node, uJ
     clickhouse: ClickhouseServer | None = None  # None: the ledger is embedded
     _all: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chaos.count import Identity, Made
 
-PENDING, REFUSED = "state < 3", "state = 4"
+PENDING, EVERY = "state < 3", "true"
 # As the agent says it of a damaged spool.
 UNREADABLE = re.compile(r"carried over; (\d+) could not be read, (\d+) had changed")
 
@@ -41,15 +41,13 @@ def gone(
     Args:
         counted_uj: joules that the spool counted as dropped.
         counted_frames: frames that it could not read back.
-        on_bad_pages: frames that waited in it when a page went bad.
+        on_bad_pages: frames that were no longer in it after a page went bad.
     """
     with_page = [one.identity for one in missing if one.identity in on_bad_pages]
     rest = [one for one in missing if one.identity not in on_bad_pages]
     found = with_page if len(with_page) <= counted_frames else []
     if sum(one.uj for one in rest) == counted_uj:
         found += [one.identity for one in rest]
-    elif sum(one.uj for one in missing) == counted_uj:
-        found = [one.identity for one in missing]
     return found
 
 
