@@ -154,6 +154,9 @@ class Store:
     # what is not there is not stored, and need not be looked up.
     _whole: dict[tuple[str, int], set[int]] = field(default_factory=dict)
     _known: "OrderedDict[int, tuple[Workload, int]]" = field(default_factory=OrderedDict)
+    # Frames that we tried to insert, and that may be found to have landed only when their agent
+    # offers them again: they are stored then, by us, and no duplicates.
+    _in_doubt: "OrderedDict[Identity, None]" = field(default_factory=OrderedDict)
 
     def keep(self, frames: Sequence[Checked]) -> Outcomes:
         """Make each frame durable once, refuse conflicts, and say which to offer again."""
@@ -172,10 +175,25 @@ class Store:
                 fresh[key] = checked
             elif there != hashes[checked]:
                 outcomes.refused[checked] = _conflict(checked)
+            elif key in self._in_doubt and key not in fresh:
+                # It is there since an insert of ours that nobody has heard of yet.
+                del self._in_doubt[key]
+                outcomes.stored.append(checked)
+                counters.FRAMES.labels("stored").inc()
+                counters.ROWS.inc(checked.rows)
             else:
                 counters.FRAMES.labels("duplicate").inc()
+        lost = False
         for part in inserts(sorted(fresh.values(), key=_place)):
-            missing = self._insert(part, hashes)
+            missing: Sequence[Checked] = part
+            if not lost:
+                try:
+                    missing = self._insert(part, hashes)
+                except Exception as exc:
+                    # Nobody knows whether it landed; what landed before it counts.
+                    lost = True
+                    self.forget()
+                    log.warning("looking for %d frames failed: %s", len(part), exc)
             outcomes.busy.update(missing)
             kept = [checked for checked in part if checked not in outcomes.busy]
             outcomes.stored.extend(kept)
@@ -206,6 +224,7 @@ class Store:
                 return ()
             except Exception as exc:
                 self._whole.clear()
+                self._doubt(missing)
                 counters.FAILED.inc()
                 log.warning("insert of %d frames failed: %s", len(missing), exc)
             # The insert may have landed all the same.
@@ -288,7 +307,14 @@ class Store:
                 self._whole.setdefault(agent, set()).add(start_s // DAY_S)
         return known
 
+    def _doubt(self, frames: Iterable[Checked]) -> None:
+        for checked in frames:
+            self._in_doubt[checked.identity] = None
+        while len(self._in_doubt) > RECENT_MAX_FRAMES:
+            self._in_doubt.popitem(last=False)
+
     def _remember(self, checked: Checked, content_hash: int) -> None:
+        self._in_doubt.pop(checked.identity, None)
         self._recent[checked.identity] = content_hash, day_of(checked)
         if len(self._recent) > RECENT_MAX_FRAMES:
             (node, epoch, _), (_, day) = self._recent.popitem(last=False)
