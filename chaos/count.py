@@ -140,7 +140,7 @@ def settle(
         there[fault] += found or 0
         if found is None or found < one.uj:
             lost[fault] += one.uj - (found or 0)
-            wrong.append(f"lost: {_named(one.identity)}: sent {one.uj} uJ, stored {found} uJ")
+            wrong.append(f"lost: {_named(one.identity)}: sent {one.uj} uJ, stored {found or 0} uJ")
         elif found > one.uj:
             doubled[fault] += found - one.uj
             wrong.append(f"doubled: {_named(one.identity)}: sent {one.uj} uJ, stored {found} uJ")

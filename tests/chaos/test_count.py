@@ -51,7 +51,7 @@ def test_a_frame_whose_keeping_nobody_saw_counts_once_it_is_there() -> None:
 
 def test_a_lost_frame() -> None:
     outcome = settled({key: uj for key, uj in THERE.items() if key != ("n1", 1, 2)})
-    assert outcome.wrong == ["lost: n1, epoch 0x1, frame 2: sent 250 uJ, stored None uJ"]
+    assert outcome.wrong == ["lost: n1, epoch 0x1, frame 2: sent 250 uJ, stored 0 uJ"]
     assert lines(outcome)["kill -9, agent"] == (1, 250, 0, 250, 0)
 
 
