@@ -37,7 +37,7 @@ def test_before_the_first_frame_it_says_what_it_waits_for(running: RunningCollec
 
 def test_busy_programs_on_top_and_nobodys_watts_apart(running: RunningCollector) -> None:
     newest = time.time_ns() // 1_000_000 // WINDOW_MS * WINDOW_MS - WINDOW_MS
-    person = workload("user", "1000", user="ann", name="ann\x1b[2J")
+    person = workload("user", "1000", user="ann", name="ann\x9b2J[red]")
     web = workload("systemd", "nginx.service", name="nginx.service")
     node = Node("node-a", quality="modelled")
     rows = [
@@ -56,7 +56,8 @@ def test_busy_programs_on_top_and_nobodys_watts_apart(running: RunningCollector)
     places = [said.index(name) for name in ("ann", "nginx.service", "idle:", "system:")]
     assert places == sorted(places)
     assert said.index("yes") < said.index("nginx ")
-    assert "\x1b" not in said
+    assert "\x1b" not in said and "\x9b" not in said
+    assert "[red]" in said
 
 
 def test_nobody_there_is_said_with_what_to_start() -> None:
