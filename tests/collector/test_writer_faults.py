@@ -136,6 +136,7 @@ async def test_whatever_is_offered_and_whatever_fails_each_frame_is_stored_once(
 ) -> None:
     """Days and epochs, repeats, conflicts, faults before and after, restarts."""
     monkeypatch.setattr(writer_module, "RECENT_MAX_FRAMES", recent)
+    monkeypatch.setattr(writer_module, "LOOKUP_MAX_FRAMES", 3)
     rng = random.Random(seed)
     originals = [
         frame(seq, node=node, epoch=epoch, rows=rng.randrange(1, 5), gpu=rng.random() < 0.2,

@@ -299,11 +299,15 @@ class Store:
             return list(frames)
         known = []
         for start_s, day in by_day(frames):
-            agents = {checked.identity[:2] for checked in day}
-            found = self.ledger.query(_agents(start_s, agents)).to_pydict()
-            there = set(zip(found["node"], found["epoch"], strict=True))
+            agents = list({checked.identity[:2] for checked in day})
+            there: set[tuple[str, int]] = set()
+            # Far more at once would take longer than a query may.
+            for first in range(0, len(agents), LOOKUP_MAX_FRAMES):
+                some = agents[first : first + LOOKUP_MAX_FRAMES]
+                found = self.ledger.query(_agents(start_s, some)).to_pydict()
+                there.update(zip(found["node"], found["epoch"], strict=True))
             known += [checked for checked in day if checked.identity[:2] in there]
-            for agent in agents - there:
+            for agent in set(agents) - there:
                 self._whole.setdefault(agent, set()).add(start_s // DAY_S)
         return known
 
