@@ -96,6 +96,14 @@ def test_no_width_crashes_or_cuts_a_number_short(width: int) -> None:
         assert "0.833" in text and "166.7" in text and "…" not in text
 
 
+@pytest.mark.parametrize("by", report.BY)
+@pytest.mark.parametrize("width", [30, 80, 200])
+def test_whatever_a_row_is_the_table_shows_it(by: str, width: int) -> None:
+    lines = shown(answer(row("vision", 7_200_000_000), by=by), width).splitlines()
+    assert lines[0].split()[0] == by and lines[0].split().count("team") <= 1
+    assert "2.000" in next(line for line in lines if line.startswith("vision"))
+
+
 def test_more_rows_than_asked_for_are_summed_not_dropped() -> None:
     many = answer(*(row(f"slurm/{i}", 1_000_000) for i in range(50)))
     text = shown(many, rows=10)

@@ -93,18 +93,18 @@ def _table(answer: Answer, rows: int, width: int) -> Table:
     gram_unit, gram_name = _unit(total["g_co2e"] or 0.0, GRAMS)
     whole_uj = total["energy_uj"] or 1
     # A number cut short is a wrong number: a narrow terminal gets fewer columns instead.
-    columns = {
-        answer["by"]: 0,
-        "team": 80 if answer["by"] in ("workload", "user") else math.inf,
-        energy_name: 0,
-        "share": 40,
-        f"{gram_name} CO2e": 0,
-        "coverage": 55,
-        "quality": 65,
-    }
-    kept = [at_least <= width for at_least in columns.values()]
+    columns = [  # a heading, and from how many characters on it is shown
+        (answer["by"], 0),
+        ("team", 80 if answer["by"] in ("workload", "user") else math.inf),
+        (energy_name, 0),
+        ("share", 40),
+        (f"{gram_name} CO2e", 0),
+        ("coverage", 55),
+        ("quality", 65),
+    ]
+    kept = [at_least <= width for _, at_least in columns]
     table = Table(box=None, pad_edge=False, header_style="bold underline")
-    for (heading, _), keep in zip(columns.items(), kept, strict=True):
+    for (heading, _), keep in zip(columns, kept, strict=True):
         if keep and heading in (answer["by"], "team"):
             table.add_column(heading, overflow="fold")
         elif keep:
