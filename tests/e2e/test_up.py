@@ -76,6 +76,7 @@ def test_up_shows_the_page_and_ctrl_c_ends_both_within_five_seconds(tmp_path: Pa
         assert set(parts) == {"agent", "collector"}
         assert f"http://{machine.http}/" in up.said()
         assert "Ctrl-C" in up.said()
+        assert f"top --url http://{machine.http}," in up.said(), "not where top looks by itself"
 
         began = time.monotonic()
         assert up.stop(signal.SIGINT) == 0

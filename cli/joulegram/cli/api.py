@@ -95,7 +95,8 @@ def get(
             ) from failed
         raise Unreachable(
             f"no collector answers at {url} ({reason}). Start one with `joulegram up` (agent and "
-            "collector) or `joulegram collector`, or say where it is: --url or JOULEGRAM_URL."
+            "collector) or `joulegram collector`, or say where it is: --url or JOULEGRAM_URL"
+            + ("." if url.startswith("https") else ", with https:// where it has TLS.")
         ) from failed
     try:
         body = answer.json()

@@ -84,8 +84,7 @@ def parse(
         prog=f"joulegram {name}",
         description=help[:1].upper() + help[1:],
         allow_abbrev=False,
-        epilog="Every flag of a [table] is also a key of the configuration file and a variable: "
-        f"{_example(of_tables)}. `joulegram config` shows which is in force.",
+        epilog=_where_else(of_tables),
     )
     parser.add_argument(
         "--config",
@@ -118,12 +117,17 @@ def _whose(flag: str) -> str | None:
     return None
 
 
-def _example(of_tables: Mapping[str, type]) -> str:
-    table = next((name for name in ("grid", "agent") if name in of_tables), "")
-    if not table:
-        return "under its table"
-    key = settings.keys(table, of_tables[table])[0]
-    return f"--{key.flag} is `{key.name}` under [{table}], and {key.variable}"
+def _where_else(of_tables: Mapping[str, type]) -> str:
+    """Where else its flags can be said, with an example."""
+    found = [name for name in ("grid", "agent", *of_tables) if name and name in of_tables]
+    if not found:  # flags of the run alone
+        return ""
+    key = next(key for key in settings.keys(found[0], of_tables[found[0]]) if key.flag)
+    return (
+        "Every flag of a [table] is also a key of the configuration file and a variable: "
+        f"--{key.flag} is `{key.name}` under [{key.table}], and {key.variable}. `joulegram config` "
+        "shows which is in force."
+    )
 
 
 def _what_to_install(name: str, module: str | None) -> str:

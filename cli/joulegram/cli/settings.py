@@ -295,7 +295,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _shown_default(key: Key) -> str:
-    if key.default in (None, "") or is_many(key.kind):
+    if key.default in (None, "") or is_many(key.kind) or "(default:" in key.help:
         return ""
     if key.kind is bool:
         return f" (default: {'yes' if key.default else 'no'})"

@@ -45,6 +45,7 @@ class _Up:
     def __init__(self, settings: Settings) -> None:
         said = {one.key.id: one for one in settings.given}
         self.page = _address(said["collector.http"])
+        self.usual_page = said["collector.http"].value == said["collector.http"].key.default
         self.grpc = _address(said["collector.listen"])
         self.own = _address(said["agent.http"]) if said["agent.http"].value else None
         if said["security.tls_cert"].value or said["security.read_tokens"].value:
@@ -124,9 +125,12 @@ class _Up:
 
     def _welcome(self, page: str) -> None:
         command = _as_typed()
+        # They look at the usual address unless they are told.
+        there = "" if self.usual_page else f" --url {page.rstrip('/')}"
         print(
             f"joulegram is up. The page:  {page}\n"
-            f"In another terminal:        {command} top, {command} report --since 10m\n"
+            f"In another terminal:        {command} top{there}, "
+            f"{command} report{there} --since 10m\n"
             "Stop with Ctrl-C; nothing measured is lost.",
             flush=True,
         )

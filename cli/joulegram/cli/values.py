@@ -92,8 +92,9 @@ def accepted(kind: Any, name: str, example: Any) -> str:
 
 
 def unit(name: str) -> str | None:
-    """The unit that a key's name ends in."""
-    return UNITS.get(name.rpartition("_")[2]) if "_" in name else None
+    """The unit that a key's name ends in; None of a rate such as `frames_per_s`."""
+    before, _, last = name.rpartition("_")
+    return UNITS.get(last) if before and not before.endswith("_per") else None
 
 
 def as_toml(value: Any) -> str:
