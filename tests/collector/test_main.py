@@ -54,6 +54,9 @@ def test_a_taken_port_and_a_held_ledger_are_named(tmp_path: Path) -> None:
             assert not (tmp_path / "data" / "chdb").exists(), (
                 "settings are not written by who cannot serve"
             )
+    both = f"127.0.0.1:{free_port()}"
+    said = refused(start(tmp_path, "--listen", both, "--http", both), tmp_path)
+    assert said.count("\n") == 1 and "collector.listen and collector.http are both" in said
     (tmp_path / "file").touch()
     argv = joulegram("collector", "--data", str(tmp_path / "file"), "--listen", "127.0.0.1:0")
     said = refused(argv, tmp_path)

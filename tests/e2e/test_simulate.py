@@ -9,7 +9,7 @@ import pytest
 
 from joulegram.collector.ledger.chdb import ChdbLedger
 from tests.e2e.sending import collector
-from tests.servers import chromium, joulegram
+from tests.servers import chromium, free_port, joulegram, running, wait_until
 
 SITE = ("--nodes", "6", "--hours", "0.5", "--seed", "11", "--json")
 
@@ -102,6 +102,13 @@ def test_what_a_collector_refuses_is_told_and_fails(tmp_path: Path) -> None:
         done = simulate(tmp_path, "--since", "2026-01-01", "--collector", running.agents, status=1)
     assert json.loads(done.stdout)["refused"] == 6 * 180
     assert "too_old" in done.stderr and "raw_days" in done.stderr
+
+
+def test_a_collector_that_does_not_answer_is_named_at_once(tmp_path: Path) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    argv = joulegram("simulate", *SITE, "--collector", nobody)
+    with running(argv, tmp_path, name="simulate") as program:
+        wait_until(lambda: f"the collector at {nobody} does not answer" in program.said(), "why")
 
 
 @pytest.mark.parametrize(

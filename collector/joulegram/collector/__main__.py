@@ -67,6 +67,7 @@ def run(
     with web.bound("http"):
         pass
     if INTAKE in roles:
+        agents.check_apart(web)
         with agents.bound("listen"):
             pass
     if kafka.on:

@@ -37,6 +37,14 @@ class Address:
             )
         return cls(host, int(port))
 
+    def check_apart(self, web: "Address") -> None:
+        """Agents' address and the page's must differ. Raises BadSetting."""
+        if self.port and self == web:
+            raise BadSetting(
+                f"collector.listen and collector.http are both {self.shown(self.port)}: agents and "
+                "the page take a port each; change one."
+            )
+
     @property
     def local(self) -> bool:
         """Whether only this machine can reach it."""

@@ -52,13 +52,16 @@ def run(options: SimulateOptions) -> int:
         def progress(windows: int) -> None:
             bar.advance(task, windows)
 
+        def tell(text: str) -> None:
+            console.print(f"joulegram simulate: {text}", markup=False, soft_wrap=True)
+
         if options.data:
             data = Path(options.data).expanduser().absolute()
             data.mkdir(parents=True, exist_ok=True)
             os.chdir(data)  # importing chDB reads a config.xml of the current directory
             totals = fill(fleet, data, progress)
         else:
-            sender = Sender(fleet, options.collector, options.speed, progress)
+            sender = Sender(fleet, options.collector, options.speed, progress, tell)
             totals = asyncio.run(sender.run())
             reasons = sender.reasons
     _say(options, plan, totals, time.monotonic() - began_s)

@@ -42,10 +42,12 @@ class Sender:
     collector: str  # HOST:PORT
     speed: float
     progress: Callable[[int], None]
+    tell: Callable[[str], None]  # why nothing moves, once
     give_up_s: float = GIVE_UP_S
     totals: Totals = field(default_factory=Totals)
     reasons: dict[str, str] = field(default_factory=dict)  # refused: reason -> a detail
     _began_s: float = 0.0
+    _told: bool = False
 
     async def run(self) -> Totals:
         """Return once every frame is durable or refused. Raises NotSent."""
@@ -89,6 +91,12 @@ class Sender:
                         f"{exc.code().name}: {exc.details()}. Start one (joulegram collector), or "
                         "name its gRPC port with --collector HOST:PORT (7471, not the page's 7470)."
                     ) from exc
+                if not self._told:
+                    self._told = True
+                    self.tell(
+                        f"the collector at {self.collector} does not answer "
+                        f"({exc.code().name}: {exc.details()}); trying for {self.give_up_s:g} s"
+                    )
                 await asyncio.sleep(delay_s)
                 delay_s = min(5.0, 2 * delay_s)
 
