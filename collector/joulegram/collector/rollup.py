@@ -221,7 +221,7 @@ class Rollup:
             "SELECT node, slot_s, count() AS frames, sum(hash) AS frames_hash FROM ("
             f"SELECT node, {_SLOT} AS slot_s, hash FROM rows "
             f"WHERE window >= {start} AND window < {end} AND row = 0 "
-            "LIMIT 1 BY node, epoch, seq) GROUP BY node, slot_s"
+            "LIMIT 1 BY node, slot_s, epoch, seq) GROUP BY node, slot_s"
         ).to_pylist()
         made = self._made(f"slot >= {start} AND slot < {end}")
         dirty = []
@@ -314,11 +314,12 @@ class Rollup:
             f"SELECT node, {_SLOT} AS slot, uniqExact(epoch, seq) AS n FROM devices "
             f"WHERE {inside} GROUP BY node, slot"
         )
-        rows = _per_slot(sums.workloads, "n_rows", "numbers", "all_uj")
+        if not _are_promised(sums.workloads, slots):
+            return None
         energy = _per_slot(sums.devices, "energy_uj")
         frames = _per_slot(seen, "n")
         for key, made in slots.items():
-            if rows.get(key, (0, 0, 0)) != made.sums or energy.get(key, (0,)) != made.sums[2:]:
+            if energy.get(key, (0,)) != made.sums[2:]:
                 return None
             if frames.get(key, (0,))[0] > made.frames:
                 return None
@@ -329,14 +330,15 @@ class Rollup:
         # Counting distinct rows is dear, and only needed where some came twice.
         found = self._ledger.query(
             f"SELECT node, {_SLOT} AS slot_s, epoch, seq, max(hash) AS h, max(window_ms) AS ms, "
-            "toUInt32(min(window)) AS begin_s, "
+            "toUInt32(min(window)) AS begin_s, max(row_count) AS n_rows, max(total_uj) AS uj, "
             "count() = max(row_count) + 1 AND max(row) = max(row_count) AND min(row) = 0 AS once "
             f"FROM rows WHERE {_inside(keys, 'window', _SLOT)} GROUP BY node, slot_s, epoch, seq"
         ).to_pylist()
         if not all(row["once"] for row in found):
             found = self._ledger.query(
                 f"SELECT node, {_SLOT} AS slot_s, epoch, seq, max(hash) AS h, "
-                "max(window_ms) AS ms, toUInt32(min(window)) AS begin_s, 0 AS once "
+                "max(window_ms) AS ms, toUInt32(min(window)) AS begin_s, "
+                "max(row_count) AS n_rows, max(total_uj) AS uj, 0 AS once "
                 f"FROM rows WHERE {_inside(keys, 'window', _SLOT)} "
                 "GROUP BY node, slot_s, epoch, seq "
                 "HAVING min(row) = 0 AND uniqExact(row) = max(row_count) + 1"
@@ -353,6 +355,11 @@ class Rollup:
                 max(row["begin_s"] + -(-row["ms"] // 1000) for row in rows),
                 tuple((row["epoch"], row["seq"]) for row in rows),
                 all(row["once"] for row in rows),
+                (
+                    sum(row["n_rows"] for row in rows),
+                    sum(row["n_rows"] * (row["n_rows"] + 1) // 2 for row in rows),
+                    sum(row["uj"] for row in rows),
+                ),
             )
             for key, rows in frames.items()
         }
@@ -382,11 +389,17 @@ class Rollup:
             for (node, _), made in slots.items()
             for epoch, seq in made.identities
         )
-        inside = f"{_near(list(slots), 'window')} AND (node, epoch, seq) IN ({identities})"
+        inside = f"{_inside(list(slots), 'window', _SLOT)} AND (node, epoch, seq) IN ({identities})"
+        rows = f"{inside} AND row > 0"
         once = all(made.once for made in slots.values())
-        distinct = "" if once else " LIMIT 1 BY node, epoch, seq, row"
+        workloads = self._ledger.query(_of_workloads(rows)) if once else None
+        # Rows may have come a second time since they were looked at.
+        if workloads is None or not _are_promised(workloads, slots):
+            workloads = self._ledger.query(
+                _of_workloads(f"{rows} LIMIT 1 BY node, slot, epoch, seq, row")
+            )
         return _Sums(
-            self._ledger.query(_of_workloads(f"{inside} AND row > 0{distinct}")),
+            workloads,
             self._ledger.query(_of_devices(inside)),
             self._ledger.query(_of_reserved(inside)),
         )
@@ -440,7 +453,7 @@ def _of_devices(where: str) -> str:
         "max(made_up) AS simulated, any(host) AS host_node FROM ("
         f"SELECT node, {_SLOT} AS slot, name, component, energy_uj AS uj, idle_uj AS idle, "
         "coverage, window_ms, quality, simulated AS made_up, host_node AS host "
-        f"FROM devices WHERE {where} LIMIT 1 BY node, epoch, seq, device"
+        f"FROM devices WHERE {where} LIMIT 1 BY node, slot, epoch, seq, device"
         ") GROUP BY node, slot, name, component"
     )
 
@@ -449,7 +462,7 @@ def _of_reserved(where: str) -> str:
     return (
         "SELECT node, slot, workload, device, sum(amount * window_ms) AS reserved_ms FROM ("
         f"SELECT node, {_SLOT} AS slot, workload, device, amount, window_ms "
-        f"FROM reservations WHERE {where} LIMIT 1 BY node, epoch, seq, workload, device"
+        f"FROM reservations WHERE {where} LIMIT 1 BY node, slot, epoch, seq, workload, device"
         ") GROUP BY node, slot, workload, device"
     )
 
@@ -460,6 +473,12 @@ def _per_slot(table: pa.Table, *columns: str) -> dict[SlotKey, tuple[int, ...]]:
     values = zip(*(sums[f"{name}_sum"].to_pylist() for name in columns), strict=True)
     keys = zip(sums["node"].to_pylist(), sums["slot"].to_pylist(), strict=True)
     return dict(zip(keys, values, strict=True))
+
+
+def _are_promised(workloads: pa.Table, slots: Mapping[SlotKey, _Made]) -> bool:
+    """Whether the rows of these slots are those that their headers speak of, each once."""
+    rows = _per_slot(workloads, "n_rows", "numbers", "all_uj")
+    return all(rows.get(key, (0, 0, 0)) == made.sums for key, made in slots.items())
 
 
 def _newer(
