@@ -44,7 +44,7 @@ def again(state: Path) -> list[bytes]:
     (ACKED_MS + 4000, 4),  # acknowledged since then
     (NOW_MS, 99),  # nothing
     (START_MS - 1, 1),  # windows since then, whenever they were acknowledged
-])  # fmt: skip
+], ids=["acknowledged since", "nothing since", "windows since"])  # fmt: skip
 def test_what_was_acknowledged_since_goes_again(tmp_path: Path, since_ms: int, first: int) -> None:
     bodies = acknowledged(tmp_path, 9)
     found = resend(tmp_path, "n1", since_ms, NOW_MS)
