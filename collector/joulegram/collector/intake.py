@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 MESSAGE_MAX_BYTES = 16 * 2**20  # 100,000 rows are about 8 MB
 STREAMS_MAX = 20_000
+# In gRPC's own words, which agents know: nothing is wrong, and they come back at once. A stream
+# that ends well says that the collector drains, which agents give time to start again.
+AGED = "max connection age: open the next stream at once"
 
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_MAX_BYTES),
@@ -59,6 +62,7 @@ class _Stream:
     told: set[str] = field(default_factory=set)  # reasons of refusal that the log has
     busy: bool = False  # the stage took a frame of it not even after some patience
     crowded: bool = False  # it waited in vain for room
+    aged: bool = False  # it was open for long enough
     # Set when there is something to acknowledge, or nothing left to wait for.
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     reader: asyncio.Task[None] | None = None
@@ -68,6 +72,11 @@ class _Stream:
         if self.reader is not None:
             self.reader.cancel()
         self.changed.set()
+
+    def age(self) -> None:
+        """End, unless the agent has ended it already."""
+        self.aged = self.reader is not None and not self.reader.done()
+        self.end()
 
     @property
     def unsaid(self) -> int:
@@ -113,8 +122,8 @@ class Intake(TelemetryServiceServicer):
         linger_s: how long frames wait for company.
         patience_s: how long a stream waits for room before it is sent away.
         retry_after_s: for how long.
-        age_s: a stream ends well after so long, give or take a tenth, so that agents spread
-            over collectors that came later; they come back at once.
+        age_s: a stream ends after so long, give or take a tenth, so that agents spread over
+            collectors that came later; they come back at once.
         """
         self._stage = stage
         self._peers = peers or Peers()
@@ -150,7 +159,7 @@ class Intake(TelemetryServiceServicer):
         counters.STREAMS.inc()
         stream.reader = asyncio.create_task(self._read(context, stream))
         age_s = self._age_s * random.uniform(0.9, 1.1)  # noqa: S311
-        aged = asyncio.get_running_loop().call_later(age_s, stream.end)
+        aged = asyncio.get_running_loop().call_later(age_s, stream.age)
         try:
             await self._acknowledge(context, stream)
         finally:
@@ -221,8 +230,14 @@ class Intake(TelemetryServiceServicer):
 
     async def _send(self, burst: Sequence[_Arrived]) -> None:
         try:
-            sound = self._validated(burst)
-            await self._pass_on(sound)
+            await self._pass_on(self._validated(burst))
+        except BaseException as failed:
+            # Whatever it is, an agent must not wait for an answer that nobody will give.
+            for one in burst:
+                one.stream.busy = True
+            if not isinstance(failed, Exception):
+                raise
+            log.exception("%d frames were not kept; their agents offer them again", len(burst))
         finally:
             for one in burst:
                 size = len(one.packed)
@@ -253,9 +268,7 @@ class Intake(TelemetryServiceServicer):
             return
         try:
             refused = await self._stage.send(list(sound))
-        except Exception as failed:
-            if not isinstance(failed, Busy):
-                log.exception("%d frames were not kept; their agents offer them again", len(sound))
+        except Busy:
             for stream in sound.values():
                 stream.busy = True
             return
@@ -309,6 +322,8 @@ class Intake(TelemetryServiceServicer):
             if stream.reader.done() and not stream.in_flight_frames and not stream.unsaid:
                 if not stream.reader.cancelled() and (failed := stream.reader.exception()):
                     raise failed
+                if stream.aged and not self._draining:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, AGED)
                 return
 
     async def _send_away(self, context: Any, code: grpc.StatusCode, why: str) -> None:

@@ -1,0 +1,263 @@
+"""Streams that break, age, find no room or meet odd failures: what holds is durable, once."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import pytest
+
+from joulegram.agent.comeback import after_error
+from joulegram.collector import counters
+from joulegram.collector.checked import Checked
+from joulegram.collector.ledger.ledger import Ledger
+from joulegram.collector.retry import Retry
+from joulegram.collector.stages import Busy, Refused, Stage
+from joulegram.collector.writer import Writer
+from joulegram.v1.telemetry_pb2 import Ack, Frame
+from tests.collector.ledgers import ledger
+from tests.collector.made_frames import energy_uj, frame, identities
+from tests.collector.test_intake import Gate, acks, seqs, served, until
+
+__all__ = ["ledger"]
+
+
+def in_flight() -> float:
+    (metric,) = counters.IN_FLIGHT.collect()
+    return metric.samples[0].value
+
+
+async def test_a_stream_that_is_old_ends_when_all_is_acknowledged_and_agents_come_at_once() -> None:
+    gate = Gate()
+    async with served(gate, age_s=0.05) as collector:
+        stream = collector.stream()
+        await stream.write(frame(1))
+        await until(lambda: gate.offered)
+        await asyncio.sleep(0.1)
+        gate.open.set()
+        assert seqs([await stream.read()]) == [1]
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await acks(stream)
+        comeback = after_error(ended.value.code(), ended.value.details() or "", (), 30.0, 30.0)
+        assert (comeback.reason, comeback.normal) == ("aged", True)
+        assert comeback.most_s <= 1.0
+
+
+async def test_an_agent_that_ends_its_stream_is_not_told_of_its_age() -> None:
+    gate = Gate()
+    async with served(gate, age_s=0.05) as collector:
+        stream = collector.stream()
+        await stream.write(frame(1))
+        await stream.done_writing()
+        await until(lambda: gate.offered)
+        await asyncio.sleep(0.1)
+        gate.open.set()
+        assert seqs(await acks(stream)) == [1]
+        assert await stream.code() == grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("budget", ["stream_max_bytes", "total_max_bytes"])
+async def test_who_finds_no_room_is_sent_away_for_a_while_and_loses_nothing(budget: str) -> None:
+    gate = Gate()
+    async with served(gate, **{budget: 1}, patience_s=0.05, retry_after_s=7.0) as collector:
+        stream = collector.stream()
+        await stream.write(frame(1))
+        await stream.write(frame(2))
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await acks(stream)
+        assert ended.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert dict(ended.value.trailing_metadata() or ())["retry-after-ms"] == "7000"
+        gate.open.set()
+        await until(lambda: gate.kept)
+        again = collector.stream()
+        for seq in (1, 2):
+            await again.write(frame(seq))
+        await again.done_writing()
+        assert sorted(seqs(await acks(again))) == [1, 2]
+        assert {f.seq for f in gate.kept} == {1, 2}
+        await until(lambda: in_flight() == 0)
+
+
+class Odd:
+    """A stage that answers once as no stage should."""
+
+    def __init__(self, next_stage: Stage, odd: Callable[[], Any]) -> None:
+        self.next, self.odd = next_stage, odd
+        self.times = 1
+
+    async def send(self, frames: Sequence[Checked]) -> Sequence[Refused]:
+        if self.times:
+            self.times -= 1
+            return self.odd()  # type: ignore[no-any-return]
+        return await self.next.send(frames)
+
+
+def cancelled() -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("odd", [cancelled, lambda: None, lambda: 1 / 0, lambda: [object()]])
+async def test_an_odd_stage_leaves_no_agent_waiting(odd: Callable[[], Any]) -> None:
+    gate = Gate()
+    gate.open.set()
+    async with served(Odd(gate, odd)) as collector, asyncio.timeout(10):
+        stream = collector.stream()
+        await stream.write(frame(1))
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await acks(stream)
+        assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert "retry-after-ms" in dict(ended.value.trailing_metadata() or ())
+        again = collector.stream()
+        await again.write(frame(1))
+        assert seqs([await again.read()]) == [1]
+        again.cancel()
+        await until(lambda: in_flight() == 0)
+
+
+async def test_frames_of_streams_that_break_give_back_their_room() -> None:
+    gate = Gate()
+    async with served(gate, total_max_bytes=20_000) as collector:
+        for seq in range(1, 6):
+            stream = collector.stream()
+            await stream.write(frame(seq))
+            await until(lambda seq=seq: len(gate.offered) == seq)
+            stream.cancel()
+        assert in_flight() > 0
+        await until(lambda: not collector.intake._open)
+        gate.open.set()
+        await until(lambda: in_flight() == 0)
+        assert collector.intake._in_flight_bytes == 0
+        await until(lambda: not collector.intake._sends)
+        assert sorted(f.seq for f in gate.kept) == [1, 2, 3, 4, 5]
+
+
+class Moody:
+    """Fails at random, before or after the next stage kept what it was given."""
+
+    def __init__(self, next_stage: Stage, rng: random.Random) -> None:
+        self.next, self.rng = next_stage, rng
+        self.calm = False
+
+    async def send(self, frames: Sequence[Checked]) -> Sequence[Refused]:
+        mood = 1.0 if self.calm else self.rng.random()
+        if mood < 0.1:
+            raise self.rng.choice((Busy("no"), RuntimeError("odd"), asyncio.CancelledError()))
+        if mood < 0.15:
+            return None  # type: ignore[return-value]
+        kept = await self.next.send(frames)
+        if mood < 0.3:
+            raise self.rng.choice((Busy("no"), TimeoutError("no answer")))
+        return kept
+
+
+class Agent:
+    """Offers packed frames until each has its answer; breaks its streams at random."""
+
+    def __init__(self, frames: dict[int, bytes], rng: random.Random) -> None:
+        self.left = dict(frames)
+        self.refused: dict[int, str] = {}
+        self.ends: set[grpc.StatusCode] = set()
+        self.rng = rng
+
+    async def run(self, channel: Callable[[], grpc.aio.Channel]) -> None:
+        while self.left:
+            try:
+                await self._stream(channel())
+            except (grpc.RpcError, asyncio.CancelledError, asyncio.InvalidStateError) as failed:
+                if isinstance(failed, grpc.aio.AioRpcError):
+                    self.ends.add(failed.code())
+                await asyncio.sleep(0.01)
+
+    async def _stream(self, channel: grpc.aio.Channel) -> None:
+        stream: Any = channel.stream_stream(
+            "/joulegram.v1.TelemetryService/Report", response_deserializer=Ack.FromString
+        )()
+        try:
+            waiting: set[int] = set()
+            for seq, packed in list(self.left.items())[: self.rng.randrange(1, 9)]:
+                await stream.write(packed)
+                waiting.add(seq)
+            fate = self.rng.random()
+            if fate < 0.2:
+                return
+            if fate < 0.6:
+                await stream.done_writing()
+            while waiting:
+                ack = await stream.read()
+                if ack is grpc.aio.EOF:
+                    await stream.code()
+                    return
+                for one in ack.refused:
+                    self.refused[one.seq] = one.reason
+                for seq in [*seqs([ack]), *(one.seq for one in ack.refused)]:
+                    self.left.pop(seq, None)
+                    waiting.discard(seq)
+        finally:
+            stream.cancel()
+
+
+def spoilt(one: Frame, how: int) -> bytes:
+    if how == 0:
+        one.devices[0].energy_uj += 1
+    packed = one.SerializeToString()
+    return packed.replace(b"web.service", b"\xff\xfe\xfd.service") if how == 1 else packed
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_through_all_of_it_each_sound_frame_is_durable_once(
+    ledger: Ledger, seed: int
+) -> None:
+    rng = random.Random(seed)
+    heard: list[Frame] = []
+    writer = Writer(ledger, group_s=0.01, on_durable=[heard.extend])
+    writing = asyncio.create_task(writer.run())
+    moody = Moody(writer, rng)
+    sound: list[Frame] = []
+    broken: dict[str, dict[int, str]] = {}
+    agents = {}
+    for node in (f"n{i}" for i in range(6)):
+        made = {}
+        broken[node] = {}
+        for seq in range(1, 31):
+            one, how = frame(seq, node=node, gpu=seq % 5 == 0), rng.randrange(10)
+            made[seq] = spoilt(one, how)
+            if how < 2:
+                broken[node][seq] = ("sums", "shape")[how]
+            else:
+                sound.append(one)
+        agents[node] = Agent(made, rng)
+    size = max(one.ByteSize() for one in sound)
+    options: dict[str, Any] = {
+        "stream_max_bytes": 3 * size,
+        "total_max_bytes": 8 * size,
+        "patience_s": 0.02,
+        "age_s": 0.1,
+        "linger_s": 0.002,
+    }
+
+    async def no_sleep(_: float) -> None: ...
+
+    stage = Retry(moody, (0.0,), no_sleep)
+    async with asyncio.timeout(90), served(stage, **options) as old:
+        now = [old]
+        running = [asyncio.create_task(a.run(lambda: now[0].channel)) for a in agents.values()]
+        await until(lambda: len(heard) > len(sound) // 3)
+        async with served(stage, **options) as new:
+            old.intake.drain()
+            now[0] = new
+            await until(lambda: not old.intake._open)
+            await until(lambda: len(heard) > len(sound) * 2 // 3)
+            moody.calm = True
+            await asyncio.gather(*running)
+            await until(lambda: in_flight() == 0)
+    writer.close()
+    await writing
+    assert {node: agent.refused for node, agent in agents.items()} == broken
+    assert identities(heard) == identities(sound)
+    headers = ledger.query("SELECT node, epoch, seq FROM rows WHERE row = 0").to_pylist()
+    assert sorted(tuple(h.values()) for h in headers) == identities(sound)
+    (rows,) = ledger.query(
+        "SELECT sum(cpu_uj + dram_uj + gpu_uj + other_uj) AS uj FROM rows"
+    ).to_pylist()
+    assert rows["uj"] == energy_uj(sound)
