@@ -21,11 +21,14 @@ from tests.certificates import Authority, token_file
 from tests.collector.made import IDLE, Node, Row, workload
 from tests.servers import Program, free_port, joulegram, running, wait_until
 
-OPERATOR, BLUE, RED, SCRAPER = (f"token-of-{who}-0123456789" for who in ("ops", "blue", "red", "p"))
+OPERATOR, BLUE, RED, SCRAPER, IDLE_TEAM = (
+    f"token-of-{who}-0123456789" for who in ("ops", "blue", "red", "p", "idle")
+)
 ENTRIES = [
     (OPERATOR, 'sees = "everything"'),
     (BLUE, 'team = "blue"'),
     (RED, 'team = "crimson"'),
+    (IDLE_TEAM, 'team = "on-holiday"'),
     (SCRAPER, 'sees = "metrics"'),
 ]
 RULES = """
@@ -210,6 +213,11 @@ def test_a_teams_now_is_its_own_watts(served: Served) -> None:
         "guestnode": "",
     }
     assert next(n for n in nodes if n["node"] == "bothnode")["power_w"] == pytest.approx(35 / 300)
+
+
+def test_a_team_that_runs_nothing_waits_for_no_agent(served: Served) -> None:
+    now = served.get("/api/v1/now", IDLE_TEAM).json()
+    assert now["state"] == "nothing" and now["power_w"] == 0.0 and now["workloads"] == []
 
 
 def test_the_command_line_sends_its_token(served: Served) -> None:

@@ -23,6 +23,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "page-dark": {"viewport": {"width": 1360, "height": 900}, "color_scheme": "dark"},
     "page-mobile": {"viewport": {"width": 390, "height": 844}},
 }
+CUT = "[...document.querySelectorAll('td.num')].filter(c => c.scrollWidth > c.clientWidth)\
+.map(c => c.textContent)"
 EVIL = "<img src=x onerror=document.title='owned'>"
 
 
@@ -37,7 +39,7 @@ def frames() -> list[Frame]:
         node.frame(
             newest - (59 - i) * WINDOW_MS,
             [
-                Row(job, cpu_j=800.0, dram_j=100.0, pid=4021, command="python"),
+                Row(job, cpu_j=800.0, dram_j=100.0, pid=4_021_999, command="python"),
                 Row(person, cpu_j=50.0 + i, pid=991, command="yes"),
                 Row(evil, cpu_j=5.0, pid=666, command=EVIL),
                 Row(IDLE, cpu_j=1000.0, dram_j=50.0),
@@ -111,6 +113,8 @@ def test_the_numbers_on_the_page_are_those_of_the_frames(running: RunningCollect
                 weakest = page.evaluate(CONTRAST)
                 assert weakest["ratio"] >= 4.5, (name, weakest)
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+                # A number cut short is a wrong number.
+                assert page.evaluate(CUT) == [], name
 
 
 def check_numbers(page: "Page") -> None:

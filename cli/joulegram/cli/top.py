@@ -74,6 +74,10 @@ def draw(now: Now, url: str, rows: int, width: int = 80) -> RenderableType:
             "(`joulegram agent`, or `joulegram up` for both)? `joulegram check` says what a node's "
             "sensors lack."
         )
+    if now["state"] == "nothing":
+        return Text(
+            "Nothing of your team runs now. `joulegram report --since 7d` tells what ran before."
+        )
     parts: list[RenderableType] = [_header(now)]
     if now["state"] == "silent":
         parts.append(
@@ -196,7 +200,7 @@ def _printable(name: str) -> str:
 def _rows_that_fit(console: Console, now: Now) -> int:
     # Header, two table headings, blank lines and the reserved kinds take the rest. The header
     # has three lines where the terminal is wide enough for them.
-    header = 3 if now["state"] == "waiting" else len(console.render_lines(_header(now)))
+    header = 3 if now["state"] in ("waiting", "nothing") else len(console.render_lines(_header(now)))
     taken = header + 1 + 1 + 1 + len(now["reserved"]) + 1 + 1 + 1
     return max(1, (console.height - taken) // 2)
 

@@ -67,7 +67,8 @@ class Now(BaseModel):
 
     at: str = Field(description="when this was answered, ISO 8601")
     state: str = Field(
-        description="waiting: no frame since the start; live; silent: no node reports"
+        description="waiting: no frame since the start; live; silent: no node reports; nothing: "
+        "nothing of the team runs whose token asks"
     )
     power_w: float = Field(
         description="mean power of all reporting nodes over their newest windows, W"

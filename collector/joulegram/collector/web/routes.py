@@ -70,7 +70,10 @@ class Api:
 
     async def now(self, request: Request, asked: Annotated[NowQuestion, Query()]) -> models.Now:
         """Who draws the watts now, and what the grid emits for it."""
-        return views.now(self._live(request), self.standing.grid, asked.top)
+        answer = views.now(self._live(request), self.standing.grid, asked.top)
+        if answer.state == "waiting" and team_of(request) is not None:
+            answer.state = "nothing"
+        return answer
 
     async def nodes(
         self, request: Request, asked: Annotated[NodesQuestion, Query()]

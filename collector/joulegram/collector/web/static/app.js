@@ -188,12 +188,16 @@ function drawProcess(row, p) {
   text(name.firstChild, p.command || "?");
   text(workload, p.workload + (p.kind === p.workload ? "" : " (" + p.kind + ")"));
   text(node, p.node);
+  for (const cut of [workload, node]) if (cut.title !== cut.textContent) cut.title = cut.textContent;
   text(pid, String(p.pid));
   text(power, digits(p.power_w));
 }
 
 function drawTables(now) {
   show(at("no-workloads"), now.workloads.length === 0);
+  text(at("no-workloads"), now.state === "nothing"
+    ? "Nothing of your team runs now."
+    : "Nothing here runs in a unit, session, container or job of its own: it counts as system.");
   fill(at("workload-rows"), now.workloads, workloadRow, drawWorkload);
   fill(at("reserved-rows"), now.reserved, workloadRow, drawWorkload);
   at("processes").classList.toggle("one-node", now.nodes.reporting + now.nodes.silent === 1);
@@ -394,6 +398,9 @@ function drawState() {
     dot = "bad";
     state = "No node reports";
     problem = "No node has reported since " + clock(lastNow.window_end) + ", so what is drawn now is not known. Are the agents running?";
+  } else if (lastNow && lastNow.state === "nothing") {
+    dot = "live";
+    state = "Nothing of your team runs now";
   } else if (lastNow) {
     dot = "warn";
     state = "Waiting for an agent";
