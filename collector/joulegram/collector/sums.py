@@ -156,17 +156,18 @@ def _check_gpus(checked: Checked, energy_uj: Column, idle: NDArray[np.bool_]) ->
     if not device.size:
         device = np.full(energy_uj.size, -1, np.int32)
     devices = checked.frame.devices
-    gpus = [i for i, d in enumerate(devices) if component_of(d.component) == "gpu"]
-    if not set(np.unique(device).tolist()) <= {-1, *gpus}:
+    is_gpu = [component_of(d.component) == "gpu" for d in devices]
+    # Rows without a device have -1: their sum is the last.
+    if not np.array([*is_gpu, True])[device].all():
         raise Unsound("shape", "rows.gpu_device names a device that is no GPU")
-    for i in (-1, *gpus):
-        here = device == i
-        uj, idle_uj = int(energy_uj[here].sum()), int(energy_uj[here & idle].sum())
-        if i < 0:
-            _must_equal("gpu_uj of rows without a device", uj, 0)
-        else:
-            _must_equal(devices[i].name, uj, devices[i].energy_uj)
-            _must_equal(f"idle {devices[i].name}", idle_uj, devices[i].idle_uj)
+    uj, idle_uj = np.zeros((2, len(devices) + 1), np.uint64)
+    np.add.at(uj, device, energy_uj)
+    np.add.at(idle_uj, device[idle], energy_uj[idle])
+    _must_equal("gpu_uj of rows without a device", int(uj[-1]), 0)
+    for i, gpu in enumerate(devices):
+        if is_gpu[i]:
+            _must_equal(gpu.name, int(uj[i]), gpu.energy_uj)
+            _must_equal(f"idle {gpu.name}", int(idle_uj[i]), gpu.idle_uj)
 
 
 def _must_equal(what: str, rows_uj: int, devices_uj: int) -> None:
