@@ -5,6 +5,7 @@ NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(or $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
     $$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done),python3)
 ARGS ?=
+PYTEST = PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -30,8 +31,14 @@ lint: venv-dev ## ruff, mypy --strict, import-linter, buf
 	.venv/bin/lint-imports
 	deploy/buf-lint
 
+# Programs that are started, killed and watched want the machine to themselves; all else shares it.
 pytest: venv-dev ## the tests alone, such as: make pytest ARGS="tests/cli -k config"
-	PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 .venv/bin/python -m pytest $(ARGS)
+ifeq ($(ARGS),)
+	$(PYTEST) -n 2 --dist loadfile --ignore=tests/e2e tests
+	$(PYTEST) tests/e2e
+else
+	$(PYTEST) $(ARGS)
+endif
 
 bench: venv-dev ## our cost as a ratio to the bare cost; writes build/bench.json
 	.venv/bin/python -m bench $(ARGS)
