@@ -57,6 +57,11 @@ def test_a_taken_port_and_a_held_ledger_are_named(tmp_path: Path) -> None:
     both = f"127.0.0.1:{free_port()}"
     said = refused(start(tmp_path, "--listen", both, "--http", both), tmp_path)
     assert said.count("\n") == 1 and "collector.listen and collector.http are both" in said
+    done = subprocess.run(
+        joulegram("config", "--role", "writr"), cwd=tmp_path, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "no role 'writr'" in done.stderr
     (tmp_path / "file").touch()
     argv = joulegram("collector", "--data", str(tmp_path / "file"), "--listen", "127.0.0.1:0")
     said = refused(argv, tmp_path)

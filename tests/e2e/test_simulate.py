@@ -111,6 +111,13 @@ def test_a_collector_that_does_not_answer_is_named_at_once(tmp_path: Path) -> No
         wait_until(lambda: f"the collector at {nobody} does not answer" in program.said(), "why")
 
 
+def test_a_directory_that_cannot_be_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    said = simulate(tmp_path, "--data", str(file), status=1).stderr
+    assert f"cannot keep a ledger in {file}" in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

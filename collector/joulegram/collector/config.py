@@ -12,6 +12,7 @@ from typing import Any
 
 from joulegram.collector.errors import BadSetting
 from joulegram.collector.grid.zones import check_zone
+from joulegram.collector.roles import roles_of
 from joulegram.collector.rules import check_rules
 
 BASES = {
@@ -66,6 +67,7 @@ class CollectorConfig:
 
     def __post_init__(self) -> None:
         """Raises: BadSetting for a value that cannot hold."""
+        roles_of(self.role)
         if not 1.0 <= self.raw_days < math.inf:
             raise BadSetting(
                 f"collector.raw_days = {self.raw_days:g}: write 1 or more days, and more than "

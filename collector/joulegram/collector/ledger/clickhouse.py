@@ -248,7 +248,7 @@ class ClickhouseLedger:
         counters.LEDGER_FAILED.labels("connection").inc()
         raise LedgerFailed(
             f"no ClickHouse server answers: {_all_said(failures)}. Start one, or correct "
-            "clickhouse.hosts and clickhouse.tls."
+            "clickhouse.hosts, clickhouse.tls and clickhouse.ca_file."
         )
 
     def _client(self, address: tuple[str, int], database: str) -> Client:

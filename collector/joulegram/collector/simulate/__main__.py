@@ -5,7 +5,6 @@ Every frame says `simulated`, and so does every answer that has one of them in i
 
 import asyncio
 import json
-import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -32,7 +31,7 @@ MICROJOULES_PER_KWH = 3_600_000_000_000
 def run(options: SimulateOptions) -> int:
     """Make the site and carry its frames; the exit status: 1 when frames were refused.
 
-    Raises: BadSetting, NotSent, LedgerInUse.
+    Raises: BadSetting, NotSent, LedgerInUse, LedgerUnusable.
     """
     if options.rules:
         sys.stdout.write(rules())
@@ -57,8 +56,6 @@ def run(options: SimulateOptions) -> int:
 
         if options.data:
             data = Path(options.data).expanduser().absolute()
-            data.mkdir(parents=True, exist_ok=True)
-            os.chdir(data)  # importing chDB reads a config.xml of the current directory
             totals = fill(fleet, data, progress)
         else:
             sender = Sender(fleet, options.collector, options.speed, progress, tell)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from joulegram.collector.checked import Checked
 from joulegram.collector.errors import LedgerUnusable
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.config import ClickhouseConfig
 from joulegram.collector.ledger.migrate import migrate
+from joulegram.collector.ledger.open import open_ledger
 from joulegram.collector.rollup import Rollup
 from joulegram.collector.simulate.fleet import Fleet
 from joulegram.collector.simulate.frames import CHUNK, Made, Maker
@@ -27,9 +28,10 @@ def fill(fleet: Fleet, data: Path, progress: Callable[[int], None]) -> Totals:
 
     Args:
         progress: told how many windows of a node are done each time.
-    Raises: LedgerInUse while a collector runs on it; LedgerUnusable when a write fails.
+    Raises: LedgerInUse while a collector runs on it; LedgerUnusable when it cannot be
+            made or a write fails.
     """
-    ledger = ChdbLedger(data)
+    ledger = open_ledger(data, ClickhouseConfig())
     try:
         migrate(ledger)
         rollup = Rollup(ledger)
