@@ -200,7 +200,9 @@ def _printable(name: str) -> str:
 def _rows_that_fit(console: Console, now: Now) -> int:
     # Header, two table headings, blank lines and the reserved kinds take the rest. The header
     # has three lines where the terminal is wide enough for them.
-    header = 3 if now["state"] in ("waiting", "nothing") else len(console.render_lines(_header(now)))
+    header = (
+        3 if now["state"] in ("waiting", "nothing") else len(console.render_lines(_header(now)))
+    )
     taken = header + 1 + 1 + 1 + len(now["reserved"]) + 1 + 1 + 1
     return max(1, (console.height - taken) // 2)
 
