@@ -95,6 +95,7 @@ class Writer:
                 counters.QUEUED.set(0)
                 if group:
                     await self._commit(store, thread, group)
+                    group = []  # its memory is for the next one
                 elif self._closing:
                     return
 
