@@ -2,8 +2,9 @@
 
 Ours: CPU time of the shipped `joulegram collector`, everything it does meanwhile included, while
 8 streams send 200-row frames that another process has serialised before. Reference: CPU time of
-a process that inserts the very same columns into chDB, with the same settings, the same schema
-and as many inserts. `python -m bench.collector_row` prints the steps too.
+a process that inserts the very same columns into chDB, with the same settings, the same schema,
+as many inserts and as far apart, since what is merged depends on that. `python -m
+bench.collector_row` prints the steps too.
 """
 
 import asyncio
@@ -52,8 +53,9 @@ def _measure() -> tuple[dict[str, Any], dict[str, float]]:
         # Aligned here once: both processes must make the same frames.
         now_ms = int(time.time() * 1000) // 300_000 * 300_000
         start_ms = str(now_ms - (FRAMES_PER_STREAM + WARM_UP_FRAMES) * WINDOW_MS - 300_000)
-        ours_us, inserts = _collector(Path(folder), start_ms)
-        said = _child("reference", str(Path(folder) / "reference"), start_ms, str(inserts))
+        ours_us, inserts, took_s = _collector(Path(folder), start_ms)
+        folder_of_it = str(Path(folder) / "reference")
+        said = _child("reference", folder_of_it, start_ms, str(inserts), str(took_s))
     steps: dict[str, float] = json.loads(said)
     reference_us = steps["insert"]
     rest_us = ours_us - sum(steps.values())
@@ -74,8 +76,8 @@ def _child(*arguments: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def _collector(folder: Path, start_ms: str) -> tuple[float, int]:
-    """(CPU of the collector per row in us, inserts it made)."""
+def _collector(folder: Path, start_ms: str) -> tuple[float, int, float]:
+    """(CPU of the collector per row in us, inserts it made, in how many s)."""
     data = folder / "ours"
     argv = [sys.executable, "-m", "joulegram.cli.main", "collector", "--data", str(data)]
     argv += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--neso-url", ""]
@@ -87,7 +89,7 @@ def _collector(folder: Path, start_ms: str) -> tuple[float, int]:
                 if "agents on " in said:
                     break
             address = said.split("agents on ")[1].split(",")[0]
-            cpu_s = float(_child("send", address, start_ms, str(collector.pid)))
+            cpu_s, took_s = json.loads(_child("send", address, start_ms, str(collector.pid)))
         finally:
             collector.terminate()
             collector.wait(10)
@@ -97,7 +99,8 @@ def _collector(folder: Path, start_ms: str) -> tuple[float, int]:
     ).to_pylist()[0]
     ledger.close()
     assert found["n"] == ROWS + STREAMS * WARM_UP_FRAMES * ROWS_PER_FRAME, found
-    return cpu_s / ROWS * 1e6, found["inserts"] - 1  # one, or few, were the warm-up
+    inserts = found["inserts"] - 1  # one, or few, were the warm-up
+    return cpu_s / ROWS * 1e6, inserts, took_s
 
 
 def _cpu_s(pid: int) -> float:
@@ -165,8 +168,8 @@ def _frames(node: int, first: int, count: int, start_ms: int) -> list[Frame]:
     return frames
 
 
-async def _send(address: str, start_ms: int, collector_pid: int) -> float:
-    """CPU time of the collector until all frames are acknowledged, s; the warm-up is not in it."""
+async def _send(address: str, start_ms: int, collector_pid: int) -> tuple[float, float]:
+    """CPU time of the collector and time until all is acknowledged, s; without the warm-up."""
     parts = [
         [
             [f.SerializeToString() for f in _frames(node, first, count, start_ms)]
@@ -191,22 +194,23 @@ async def _send(address: str, start_ms: int, collector_pid: int) -> float:
         await writing
         assert acknowledged == len(serialised)
 
-    used_s = 0.0
+    used_s = took_s = 0.0
     for part in parts:
-        before_s = _cpu_s(collector_pid)
+        before_s, began_s = _cpu_s(collector_pid), time.monotonic()
         channels = [
             grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
             for _ in part
         ]
         await asyncio.gather(*map(stream, channels, part))
+        took_s = time.monotonic() - began_s
         await asyncio.sleep(SETTLE_S)
         used_s = _cpu_s(collector_pid) - before_s
         for channel in channels:
             await channel.close()
-    return used_s
+    return used_s, took_s
 
 
-def _reference(folder: Path, start_ms: int, inserts: int) -> dict[str, float]:
+def _reference(folder: Path, start_ms: int, inserts: int, within_s: float) -> dict[str, float]:
     """CPU per row of a bare insert, and of each of our steps when it is alone, us."""
     ledger = ChdbLedger(folder)
     migrate(ledger)
@@ -225,6 +229,7 @@ def _reference(folder: Path, start_ms: int, inserts: int) -> dict[str, float]:
         steps[name] = steps.get(name, 0.0) + (time.process_time() - before_s) / ROWS * 1e6
         return done
 
+    blocks, devices = [], []
     for group in _groups(len(serialised), inserts):
         packed = serialised[group]
         frames = timed("parse", lambda: list(map(Frame.FromString, packed)))  # noqa: B023
@@ -235,15 +240,23 @@ def _reference(folder: Path, start_ms: int, inserts: int) -> dict[str, float]:
             arrived = list(zip(frames[burst], packed[burst], nodes, strict=True))
             checked += timed("validate", validate_all, arrived, now_ms, 90.0)
         hashes = timed("hash", lambda: [columns.hash_of(columns.content_of(f)) for f in frames])  # noqa: B023
-        block = timed("columns", columns.of_rows, checked, hashes, now_ms)
-        devices = timed("columns", columns.of_devices, checked)
+        blocks.append(timed("columns", columns.of_rows, checked, hashes, now_ms))
+        devices.append(timed("columns", columns.of_devices, checked))
         timed("look-up", store._look_up, checked)
-        timed("insert", ledger.insert, "rows", block)
-        timed("devices", ledger.insert, "devices", devices)
-    # Of what was inserted, merges are part of the price.
-    timed("insert", _await_merges, ledger)
+    # Nothing else runs meanwhile: what merges cost, whenever they come, is in it.
+    timed("insert", _insert_apart, ledger, blocks, within_s)
+    for of_devices in devices:
+        timed("devices", ledger.insert, "devices", of_devices)
     ledger.close()
     return steps
+
+
+def _insert_apart(ledger: ChdbLedger, blocks: Sequence[Any], within_s: float) -> None:
+    began_s = time.monotonic()
+    for made, block in enumerate(blocks):
+        time.sleep(max(0.0, began_s + within_s * made / len(blocks) - time.monotonic()))
+        ledger.insert("rows", block)
+    _await_merges(ledger)
 
 
 def _await_merges(ledger: ChdbLedger) -> None:
@@ -267,9 +280,9 @@ def main(argv: Sequence[str]) -> None:
         for name, us in steps.items():
             print(f"  {name:28s} {us:6.3f} us CPU/row  {us / entry['reference']:5.2f}")
     elif argv[0] == "send":
-        print(asyncio.run(_send(argv[1], int(argv[2]), int(argv[3]))))
+        print(json.dumps(asyncio.run(_send(argv[1], int(argv[2]), int(argv[3])))))
     else:
-        print(json.dumps(_reference(Path(argv[1]), int(argv[2]), int(argv[3]))))
+        print(json.dumps(_reference(Path(argv[1]), int(argv[2]), int(argv[3]), float(argv[4]))))
 
 
 if __name__ == "__main__":

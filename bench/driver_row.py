@@ -7,6 +7,7 @@ clickhouse-driver's own columnar insert (numpy), in as many inserts of the same 
 server spends is in neither. `python -m bench.driver_row` prints our own insert of them too.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -93,7 +94,8 @@ def _collector(server: ClickhouseServer, folder: Path) -> float:
         finally:
             collector.terminate()
             collector.wait(20)
-    return float(done.stdout.splitlines()[-1]) / load.ROWS * 1e6
+    cpu_s, _ = json.loads(done.stdout.splitlines()[-1])
+    return float(cpu_s) / load.ROWS * 1e6
 
 
 def _blocks(server: ClickhouseServer) -> list[dict[str, pa.ChunkedArray]]:

@@ -48,7 +48,7 @@ def _measure() -> tuple[dict[str, Any], dict[str, float]]:
         now_ms = int(time.time() * 1000) // 300_000 * 300_000
         frames = load.FRAMES_PER_STREAM + load.WARM_UP_FRAMES
         start_ms = now_ms - frames * load.WINDOW_MS - 300_000
-        direct_us, _ = load._collector(folder, str(start_ms))
+        direct_us, _, _ = load._collector(folder, str(start_ms))
         with _broker(folder / "kafka") as broker:
             sides = asyncio.run(_through(folder, broker, start_ms))
         _check_stored(folder / "data")
