@@ -18,16 +18,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 
+from bench.sending import collector, send_all
 from joulegram.collector import columns
 from joulegram.collector.checked import Checked
 from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.ledger.migrate import migrate
 from joulegram.collector.validate import validate_all
 from joulegram.collector.writer import Store
-from joulegram.v1.telemetry_pb2 import Ack, Device, Frame, Rows, Workload
+from joulegram.v1.telemetry_pb2 import Device, Frame, Rows, Workload
 
 LIMIT = 5.0
 STREAMS = 8
@@ -40,7 +40,6 @@ WINDOW_MS = 10_000
 ROWS = STREAMS * FRAMES_PER_STREAM * ROWS_PER_FRAME
 SETTLE_S = 2.0  # without a merge: they are part of the price, on both sides
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-REPORT = "/joulegram.v1.TelemetryService/Report"
 
 
 def run() -> list[dict[str, Any]]:
@@ -79,20 +78,8 @@ def _child(*arguments: str) -> str:
 def _collector(folder: Path, start_ms: str) -> tuple[float, int, float]:
     """(CPU of the collector per row in us, inserts it made, in how many s)."""
     data = folder / "ours"
-    argv = [sys.executable, "-m", "joulegram.cli.main", "collector", "--data", str(data)]
-    argv += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--neso-url", ""]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=folder) as collector:
-        try:
-            assert collector.stderr is not None
-            said = ""
-            for said in collector.stderr:
-                if "agents on " in said:
-                    break
-            address = said.split("agents on ")[1].split(",")[0]
-            cpu_s, took_s = json.loads(_child("send", address, start_ms, str(collector.pid)))
-        finally:
-            collector.terminate()
-            collector.wait(10)
+    with collector(folder, "--data", str(data)) as (pid, address):
+        cpu_s, took_s = json.loads(_child("send", address, start_ms, str(pid)))
     ledger = ChdbLedger(data)
     found = ledger.query(
         "SELECT count() - sum(row = 0) AS n, uniqExact(landed_at_ms) AS inserts FROM rows"
@@ -178,35 +165,13 @@ async def _send(address: str, start_ms: int, collector_pid: int) -> tuple[float,
         for first, count in ((1, WARM_UP_FRAMES), (1 + WARM_UP_FRAMES, FRAMES_PER_STREAM))
     ]
 
-    async def stream(channel: grpc.aio.Channel, serialised: Sequence[bytes]) -> None:
-        call: Any = channel.stream_stream(REPORT, None, Ack.FromString)()
-
-        async def write() -> None:
-            for one in serialised:
-                await call.write(one)
-            await call.done_writing()
-
-        writing = asyncio.create_task(write())
-        acknowledged = 0
-        while (ack := await call.read()) is not grpc.aio.EOF:
-            assert not ack.refused, ack.refused
-            acknowledged += sum(r.last_seq - r.first_seq + 1 for r in ack.durable)
-        await writing
-        assert acknowledged == len(serialised)
-
     used_s = took_s = 0.0
     for part in parts:
         before_s, began_s = _cpu_s(collector_pid), time.monotonic()
-        channels = [
-            grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
-            for _ in part
-        ]
-        await asyncio.gather(*map(stream, channels, part))
+        await send_all(address, part)
         took_s = time.monotonic() - began_s
         await asyncio.sleep(SETTLE_S)
         used_s = _cpu_s(collector_pid) - before_s
-        for channel in channels:
-            await channel.close()
     return used_s, took_s
 
 

@@ -9,8 +9,6 @@ server spends is in neither. `python -m bench.driver_row` prints our own insert 
 
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +21,7 @@ import pyarrow.compute as pc
 from clickhouse_driver import Client
 
 from bench import collector_row as load
+from bench.sending import collector
 from joulegram.collector.ledger.clickhouse import ClickhouseLedger
 from joulegram.collector.ledger.migrate import migrate
 from tests.clickhouse import USER, ClickhouseServer
@@ -72,29 +71,9 @@ def _collector(server: ClickhouseServer, folder: Path) -> float:
     start_ms -= (load.FRAMES_PER_STREAM + load.WARM_UP_FRAMES) * load.WINDOW_MS
     config = folder / "joulegram.toml"
     config.write_text(server.toml(OURS))
-    argv = [sys.executable, "-m", "joulegram.cli.main", "collector", "--config", str(config)]
-    argv += ["--data", str(folder / "data"), "--neso-url", ""]
-    argv += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=folder) as collector:
-        try:
-            assert collector.stderr is not None
-            said = ""
-            for said in collector.stderr:
-                if "agents on " in said:
-                    break
-            address = said.split("agents on ")[1].split(",")[0]
-            arguments = ("send", address, str(start_ms), str(collector.pid))
-            done = subprocess.run(
-                [sys.executable, "-m", "bench.collector_row", *arguments],
-                stdout=subprocess.PIPE,
-                text=True,
-                timeout=300,
-                check=True,
-            )
-        finally:
-            collector.terminate()
-            collector.wait(20)
-    cpu_s, _ = json.loads(done.stdout.splitlines()[-1])
+    flags = ("--config", str(config), "--data", str(folder / "data"))
+    with collector(folder, *flags) as (pid, address):
+        cpu_s, _ = json.loads(load._child("send", address, str(start_ms), str(pid)))
     return float(cpu_s) / load.ROWS * 1e6
 
 

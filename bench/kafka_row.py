@@ -12,17 +12,16 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 
 from bench import collector_row as load
+from bench.sending import send_all
 from joulegram.collector.ledger.chdb import ChdbLedger
-from joulegram.v1.telemetry_pb2 import Ack
 from tests.kafka import Broker, jars
 from tests.servers import Program, joulegram, running, wait_until
 
@@ -122,7 +121,7 @@ async def _through(folder: Path, broker: Broker, start_ms: int) -> dict[str, flo
                 for node in range(load.STREAMS)
             ]
             before = _state(intake, writer)
-            await _offer(address, serialised)
+            await send_all(address, serialised)
             rows += load.STREAMS * count * load.ROWS_PER_FRAME
             async with asyncio.timeout(WITHIN_S):
                 while writer.counted("joulegram_intake_rows_total") < rows:
@@ -146,30 +145,6 @@ def _state(intake: _Process, writer: _Process) -> dict[str, float]:
         "intake": intake.cpu_s,
         "writer": writer.cpu_s,
     }
-
-
-async def _offer(address: str, streams: Sequence[Sequence[bytes]]) -> None:
-    """Return once every frame of every stream is acknowledged."""
-
-    async def one(serialised: Sequence[bytes]) -> None:
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        async with grpc.aio.insecure_channel(address, options) as channel:
-            call: Any = channel.stream_stream(load.REPORT, None, Ack.FromString)()
-
-            async def write() -> None:
-                for frame in serialised:
-                    await call.write(frame)
-                await call.done_writing()
-
-            writing = asyncio.create_task(write())
-            acknowledged = 0
-            while (ack := await call.read()) is not grpc.aio.EOF:
-                assert not ack.refused, ack.refused
-                acknowledged += sum(r.last_seq - r.first_seq + 1 for r in ack.durable)
-            await writing
-            assert acknowledged == len(serialised)
-
-    await asyncio.gather(*map(one, streams))
 
 
 def _check_stored(data: Path) -> None:

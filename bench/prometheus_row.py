@@ -27,15 +27,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import numpy as np
 
+from bench.sending import collector, send_all
 from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.simulate.fleet import Fleet, Plan
 from joulegram.collector.simulate.frames import Maker
 from joulegram.collector.simulate.totals import TEAM_NAMES
-from joulegram.v1.telemetry_pb2 import Ack, Frame, Rows
+from joulegram.v1.telemetry_pb2 import Frame, Rows
 
 NODES, WINDOW_S, WINDOWS, SEED = 12, 10, 720, 5
 SINCE_S = int(time.time()) // 86_400 * 86_400 - 86_400 + 8 * 3600  # yesterday morning
@@ -43,7 +43,6 @@ SCRAPES = 80  # of each node
 SCRAPE_EVERY_S = 0.5
 IDLE_S = 5.0
 SETTLE_S = 3.0
-REPORT = "/joulegram.v1.TelemetryService/Report"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 NUMBERS = ("cpu_uj", "dram_uj", "gpu_uj", "other_uj", "cpu_ns")
 METRIC = "joulegram_process_energy_joules_total"
@@ -260,25 +259,14 @@ def _scraped(frames: Sequence[Sequence[Frame]], folder: Path) -> tuple[float, fl
 def _collected(folder: Path, frames: Sequence[Sequence[Frame]]) -> tuple[float, int]:
     """(CPU of the shipped collector for all frames in s, bytes of `rows`, merged)."""
     data = folder / "ledger"
-    argv = [sys.executable, "-m", "joulegram.cli.main", "collector", "--data", str(data)]
-    argv += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--neso-url", ""]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=folder) as collector:
-        try:
-            assert collector.stderr is not None
-            said = ""
-            for said in collector.stderr:
-                if "agents on " in said:
-                    break
-            address = said.split("agents on ")[1].split(",")[0]
-            time.sleep(2)
-            idle = _used_s(collector.pid, IDLE_S) / IDLE_S
-            before_s, begun_s = _cpu_s(collector.pid), time.monotonic()
-            asyncio.run(_send(address, frames))
-            time.sleep(SETTLE_S)
-            used_s = _cpu_s(collector.pid) - before_s - idle * (time.monotonic() - begun_s)
-        finally:
-            collector.terminate()
-            collector.wait(30)
+    packed = [[frame.SerializeToString() for frame in of_node] for of_node in frames]
+    with collector(folder, "--data", str(data)) as (pid, address):
+        time.sleep(2)
+        idle = _used_s(pid, IDLE_S) / IDLE_S
+        before_s, begun_s = _cpu_s(pid), time.monotonic()
+        asyncio.run(send_all(address, packed))
+        time.sleep(SETTLE_S)
+        used_s = _cpu_s(pid) - before_s - idle * (time.monotonic() - begun_s)
     ledger = ChdbLedger(data)
     ledger.execute("OPTIMIZE TABLE rows FINAL")
     size: int = ledger.query(
@@ -287,30 +275,6 @@ def _collected(folder: Path, frames: Sequence[Sequence[Frame]]) -> tuple[float, 
     )["size"][0].as_py()
     ledger.close()
     return used_s, size
-
-
-async def _send(address: str, frames: Sequence[Sequence[Frame]]) -> None:
-    """Return once all are acknowledged; a connection per node."""
-
-    async def node(of_node: Sequence[Frame]) -> None:
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        async with grpc.aio.insecure_channel(address, options) as channel:
-            call: Any = channel.stream_stream(REPORT, Frame.SerializeToString, Ack.FromString)()
-
-            async def write() -> None:
-                for frame in of_node:
-                    await call.write(frame)
-                await call.done_writing()
-
-            writing = asyncio.create_task(write())
-            acknowledged = 0
-            while (ack := await call.read()) is not grpc.aio.EOF:
-                assert not ack.refused, ack.refused
-                acknowledged += sum(r.last_seq - r.first_seq + 1 for r in ack.durable)
-            await writing
-            assert acknowledged == len(of_node)
-
-    await asyncio.gather(*map(node, frames))
 
 
 def _packed_us(frames: Sequence[Frame]) -> float:
