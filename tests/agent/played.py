@@ -1,11 +1,14 @@
 """A machine made of files, played in virtual time: sysfs, procfs and cgroupfs under one folder."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from joulegram.agent import machine
 from joulegram.agent.config import AgentConfig
+from joulegram.agent.energy import AnySensor
+from joulegram.agent.floors import Floors
 from joulegram.agent.frames import COLUMNS, unpack
 from joulegram.agent.meter import Meter
 from joulegram.v1.telemetry_pb2 import Frame
@@ -231,12 +234,16 @@ class Machine:
         frames: int,
         events: dict[float, Callable[[], object]] | None = None,
         clock: Clock | None = None,
+        sensors: Sequence[AnySensor] = (),
+        more_sensors: bool = False,
+        floors: Floors | None = None,
         **config: object,
     ) -> list[Frame]:
         """Frames of the shipped meter on this machine.
 
         Args:
             events: what happens at which second after the first window began.
+            sensors: what the meter has in place of what it finds; with `more_sensors` too.
         """
         clock = clock or Clock()
         due = sorted((events or {}).items())
@@ -255,8 +262,12 @@ class Machine:
             self.advance(until_s - now_s)
 
         clock.on_wait = pass_time
+        find = None
+        if sensors:
+            others = machine.sensors(settings.sysfs, settings.procfs, 0.0, clock)
+            find = lambda: [*sensors, *(others if more_sensors else ())]  # noqa: E731
         found = []
-        for frame in Meter(settings, clock).frames(threading.Event()):
+        for frame in Meter(settings, clock, find=find, floors=floors).frames(threading.Event()):
             found.append(frame)
             if len(found) == frames:
                 break

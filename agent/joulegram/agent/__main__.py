@@ -6,6 +6,7 @@ import sys
 import threading
 
 from joulegram.agent.config import AgentConfig, AgentOptions
+from joulegram.agent.floors import Floors
 from joulegram.agent.frames import as_json
 from joulegram.agent.meter import Meter
 
@@ -22,15 +23,17 @@ def run(agent: AgentConfig, options: AgentOptions) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    floors = Floors(agent.state.expanduser() / "floors.json", agent.node)
+    floors.load()
     if options.print:
-        return print_frames(Meter(agent), options.frames, stop)
+        return print_frames(Meter(agent, floors=floors), options.frames, stop)
     # gRPC and SQLite: not needed for printing.
     from joulegram.agent.metrics import AgentMetrics
     from joulegram.agent.run import serve
 
     metrics = AgentMetrics()
-    meter = Meter(agent, on_tick=metrics.tick)
-    return serve(meter, agent, stop, frames=options.frames, metrics=metrics)
+    meter = Meter(agent, on_tick=metrics.tick, floors=floors)
+    return serve(meter, agent, stop, frames=options.frames, metrics=metrics, floors=floors)
 
 
 def print_frames(meter: Meter, count: int, stop: threading.Event) -> int:

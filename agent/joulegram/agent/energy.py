@@ -1,14 +1,17 @@
-"""Every device's counter, read once a tick, spread over the windows."""
+"""Every device's counter or power meter, read once a tick, spread over the windows."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TypeAlias, cast
 
 from joulegram.agent.attribution import DERIVED, MEASURED, MODELLED, Metered
 from joulegram.agent.clock import Clock
-from joulegram.agent.counters import UNKNOWN_MAX_POWER_W, Counter
+from joulegram.agent.counters import UNKNOWN_MAX_POWER_W, Counter, Interval
 from joulegram.agent.errors import SensorDenied, SensorFailed
+from joulegram.agent.floors import Floors
+from joulegram.agent.integral import Integral
+from joulegram.agent.sensors.sensor import PowerSensor, Sensor
 from joulegram.agent.textfile import Torn
 from joulegram.agent.windows import DeviceEnergy, Timeline, Window
 
@@ -20,41 +23,40 @@ LATE_NS = 30_000_000_000
 
 # A bridge may reach a little into the next window: a tick reads just after a window's end.
 BRIDGED_SHARE = 0.02
+WHOLE_SHARE = 0.999  # of a window, measured: then it says something of the idle floor
 
-
-class Sensor(Protocol):
-    """One energy counter of one device."""
-
-    @property
-    def device(self) -> str: ...
-    @property
-    def component(self) -> str: ...
-    @property
-    def range_uj(self) -> int: ...
-    @property
-    def max_power_w(self) -> float: ...  # 0: unknown
-    @property
-    def floor_w(self) -> float: ...  # idle floor that the sensor itself knows
-    @property
-    def quality(self) -> str: ...  # measured or modelled
-    def read_uj(self) -> int:
-        """Raises: SensorDenied, SensorFailed, OSError, Torn."""
+AnySensor: TypeAlias = Sensor | PowerSensor
 
 
 @dataclass(slots=True)
 class MeteredDevice:
-    """A sensor and what its counter has said so far."""
+    """A sensor and what it has said so far."""
 
-    sensor: Sensor
-    counter: Counter
-    floor_uw: int
+    sensor: AnySensor
+    history: Counter | Integral
+    floor_uw: int | None  # configured or the sensor's own; None: to be learnt
     given_up: bool = False  # it did not answer for LATE_NS; frames wait for it no more
     failures: int = 0
     error: str = ""
 
     def waits_for(self, window: Window) -> bool:
-        read_ns = self.counter.last_ns
+        read_ns = self.history.last_ns
         return read_ns is not None and not self.given_up and read_ns < window.end_ns
+
+    def read(self, clock: Clock) -> Interval | None:
+        """Raises: SensorDenied, SensorFailed, OSError, Torn."""
+        if isinstance(self.history, Integral):
+            return self.history.take(clock.mono_ns(), cast(PowerSensor, self.sensor).sample())
+        value_uj = cast(Sensor, self.sensor).read_uj()
+        return self.history.read(clock.mono_ns(), value_uj)
+
+
+def history_of(sensor: AnySensor, tick_s: float) -> Counter | Integral:
+    """What remembers a sensor's readings, empty."""
+    if not hasattr(sensor, "read_uj"):
+        return Integral(sensor.averaged_s, tick_s)
+    limit_w = sensor.max_power_w or UNKNOWN_MAX_POWER_W
+    return Counter(cast(Sensor, sensor).range_uj, limit_w, tick_s)
 
 
 @dataclass(slots=True)
@@ -62,15 +64,16 @@ class Devices:
     """All metered parts of the node.
 
     Args:
-        floors_w: idle floor per device name, W, as configured.
+        floors_w: idle floor per device name, W, as configured; never replaced by a learnt one.
     """
 
     clock: Clock
     tick_s: float
     floors_w: Mapping[str, float]
+    learnt: Floors = field(default_factory=Floors)
     metered: dict[str, MeteredDevice] = field(default_factory=dict)
 
-    def add(self, sensor: Sensor) -> None:
+    def add(self, sensor: AnySensor) -> None:
         """Meter one more device, unless one of that name is metered already.
 
         A model stands in for counters; the first counter of its component ends it.
@@ -82,10 +85,8 @@ class Devices:
                 del self.metered[name]
         if sensor.device in self.metered:
             return
-        floor_w = self.floors_w.get(sensor.device, sensor.floor_w)
-        limit_w = sensor.max_power_w or UNKNOWN_MAX_POWER_W
         self.metered[sensor.device] = MeteredDevice(
-            sensor, Counter(sensor.range_uj, limit_w, self.tick_s), round(floor_w * 1e6)
+            sensor, history_of(sensor, self.tick_s), self._known_floor_uw(sensor)
         )
 
     def tick(self, timeline: Timeline) -> None:
@@ -118,6 +119,7 @@ class Devices:
     def _metered(self, name: str, window: Window) -> Metered:
         device = self.metered[name]
         gathered = window.energy.get(name) or DeviceEnergy()
+        coverage = window.coverage(gathered.covered_ns)
         quality = device.sensor.quality
         if quality == MEASURED and window.coverage(gathered.bridged_ns) > BRIDGED_SHARE:
             quality = DERIVED
@@ -125,17 +127,35 @@ class Devices:
             name,
             device.sensor.component,
             gathered.energy_uj,
-            device.floor_uw,
+            self._floor_uw(device, window, gathered, coverage),
             quality,
-            window.coverage(gathered.covered_ns),
+            coverage,
             gathered.late,
         )
 
+    def _floor_uw(
+        self, device: MeteredDevice, window: Window, gathered: DeviceEnergy, coverage: float
+    ) -> int:
+        if device.floor_uw is not None:
+            return device.floor_uw
+        name = device.sensor.device
+        if window.whole and coverage >= WHOLE_SHARE and not gathered.late:
+            self.learnt.note(name, window.start_ms, window.length_ms, gathered.energy_uj)
+        return self.learnt.floor_uw(name)
+
+    def _known_floor_uw(self, sensor: AnySensor) -> int | None:
+        if sensor.device in self.floors_w:
+            return round(self.floors_w[sensor.device] * 1e6)
+        # What a whole platform draws at rest is its parts' to say.
+        if sensor.floor_w or sensor.quality == MODELLED or sensor.component == "other":
+            return round(sensor.floor_w * 1e6)
+        return None
+
     def _read(self, device: MeteredDevice, timeline: Timeline) -> None:
         try:
-            value_uj = device.sensor.read_uj()
+            interval = device.read(self.clock)
         except (SensorDenied, SensorFailed, OSError, Torn) as exc:
-            device.counter.failed()
+            device.history.failed()
             device.failures += 1
             if str(exc) != device.error:  # say each trouble once
                 device.error = str(exc)
@@ -145,7 +165,6 @@ class Devices:
             device.given_up = False
             log.warning("%s answers again", device.sensor.device)
         device.error = ""
-        interval = device.counter.read(self.clock.mono_ns(), value_uj)
         if interval is None:
             return
         for window, energy_uj, inside_ns in timeline.spread(

@@ -2,11 +2,12 @@
 
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from joulegram.agent.attribution import IDLE, Device, Share
+from joulegram.agent.attribution import IDLE, WHOLE, Device, Metered, Share, attribute
+from joulegram.agent.gpus import with_gpus, work
 from joulegram.agent.identity import Identity
 from joulegram.agent.textfile import printable
 from joulegram.agent.usage import Use
@@ -30,62 +31,93 @@ COLUMNS = {
     "gpu_ns": "Q",
     "holder": "i",
 }
+DEFAULTS = {"gpu_device": -1, "holder": -1}  # in every row of an empty column; else 0
+ALWAYS = ("pid", "start_ticks", "cpu_uj", "dram_uj", "other_uj", "cpu_ns")
+IDLE_OWNER, NOBODYS = Owner(IDLE_KIND), Owner(UNATTRIBUTED)
 
 
 def frame_of(
     window: Window,
-    devices: Sequence[Device],
+    devices: Sequence[Metered],
     uses: Sequence[Use],
-    shares: Sequence[Share],
     identity: Identity,
 ) -> Frame:
     """The window's Frame, without node, epoch and seq, which are the agent's to say.
 
     Args:
-        uses: who used the CPU; shares point into it.
-        shares: who drew what, from attribution.attribute.
+        devices: what was metered.
+        uses: who used the CPU.
     """
     frame = Frame(
         window_start_ms=window.start_ms, window_ms=window.length_ms, agent_version=AGENT_VERSION
     )
-    for device in devices:
-        frame.devices.add(
-            name=device.name,
-            component=device.component,
-            energy_uj=device.energy_uj,
-            idle_uj=device.idle_uj,
-            raw_uj=device.raw_uj,
-            clamped=device.clamped,
-            quality=device.quality,
-            coverage=device.coverage,
-            late=device.late,
-        )
+    uses, held = with_gpus(window, uses)
     index: dict[Owner, int] = {}
-    rows = []
-    for share in shares:
-        use = uses[share.use] if share.use >= 0 else None
-        owner = use.owner if use else Owner(IDLE_KIND if share.use == IDLE else UNATTRIBUTED)
+    for owner in [use.owner for use in uses] + [o for of_gpu in held.values() for o in of_gpu]:
         if owner not in index:
             index[owner] = len(index)
-            _add_workload(frame, owner, identity)
+    drawn, shares = attribute(
+        devices, window.length_ms, [use.cpu_ns for use in uses], work(window, uses, held, index)
+    )
+    for owner in (IDLE_OWNER, NOBODYS):
+        if any(share.use < 0 and _owner(share) == owner for share in shares):
+            index.setdefault(owner, len(index))
+    for device in drawn:
+        frame.devices.add(**{name: getattr(device, name) for name in Device.__slots__})
+    for owner in index:
+        _add_workload(frame, owner, identity)
+    _add_held(frame, drawn, held, index)
+    _add_rows(frame, uses, shares, index)
+    return frame
+
+
+def _owner(share: Share) -> Owner:
+    return IDLE_OWNER if share.use == IDLE else NOBODYS
+
+
+def _add_rows(
+    frame: Frame, uses: Sequence[Use], shares: Sequence[Share], index: Mapping[Owner, int]
+) -> None:
+    rows = []
+    seen: set[int] = set()
+    for share in shares:
+        use = uses[share.use] if share.use >= 0 else None
         process = use.process if use else None
+        # CPU time stands in the first of a process's rows.
+        cpu_ns = use.cpu_ns if use and share.use not in seen else 0
+        seen.add(share.use)
         rows.append(
             (
-                index[owner],
+                index[use.owner if use else _owner(share)],
                 process.pid if process else 0,
                 process.start_ticks if process else 0,
                 share.cpu_uj,
                 share.dram_uj,
+                share.gpu,
+                share.gpu_uj,
                 share.other_uj,
-                use.cpu_ns if use else 0,
+                cpu_ns,
+                share.gpu_ns,
+                share.holder,
             )
         )
         frame.rows.command.append(process.command if process else "")
-    columns = list(zip(*rows, strict=True)) or [()] * 7
-    names = ("workload", "pid", "start_ticks", "cpu_uj", "dram_uj", "other_uj", "cpu_ns")
-    for name, values in zip(names, columns, strict=True):
-        setattr(frame.rows, name, _pack(name, values))
-    return frame
+    columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
+    for name, values in zip(COLUMNS, columns, strict=True):
+        if name == "workload" or name in ALWAYS or any(v != DEFAULTS.get(name, 0) for v in values):
+            setattr(frame.rows, name, _pack(name, values))
+
+
+def _add_held(
+    frame: Frame,
+    drawn: Sequence[Device],
+    held: Mapping[str, Mapping[Owner, int]],
+    index: Mapping[Owner, int],
+) -> None:
+    for n, device in enumerate(drawn):
+        for owner, part in held.get(device.name, {}).items():
+            reserved = frame.workloads[index[owner]].reserved_devices
+            reserved.add(device=n, fraction=round(part / WHOLE, 6))
 
 
 def _add_workload(frame: Frame, owner: Owner, identity: Identity) -> None:
@@ -108,7 +140,7 @@ def unpack(frame: Frame, name: str, rows: int) -> tuple[int, ...]:
     """One column of a frame's rows; an empty one is the default in every row."""
     raw = getattr(frame.rows, name)
     if not raw:
-        return (-1 if name in ("gpu_device", "holder") else 0,) * rows
+        return (DEFAULTS.get(name, 0),) * rows
     return struct.unpack(f"<{rows}{COLUMNS[name]}", raw)
 
 

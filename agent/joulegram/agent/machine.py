@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from joulegram.agent.clock import Clock
-from joulegram.agent.energy import Sensor
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.procfs import cpu_times
 from joulegram.agent.sensors.model import LoadModel
 from joulegram.agent.sensors.powercap import RaplZone
+from joulegram.agent.sensors.sensor import Sensor
 from joulegram.agent.textfile import Torn, as_line, read_whole
 
 

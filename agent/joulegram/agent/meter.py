@@ -3,19 +3,22 @@
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
-from joulegram.agent.attribution import attribute
 from joulegram.agent.cgroups import Cgroups
 from joulegram.agent.clock import Clock, SystemClock
 from joulegram.agent.config import AgentConfig, timing_ms
 from joulegram.agent.conservation import check
-from joulegram.agent.energy import Devices
+from joulegram.agent.energy import AnySensor, Devices
 from joulegram.agent.errors import NotConserved
+from joulegram.agent.floors import Floors
 from joulegram.agent.frames import frame_of
+from joulegram.agent.gpus import Gpus
 from joulegram.agent.identity import Identity
 from joulegram.agent.machine import boot_id, sensors
 from joulegram.agent.procfs import Processes
+from joulegram.agent.sensors.gpu import GpuUsers
 from joulegram.agent.usage import Usage
 from joulegram.agent.windows import Timeline, Window
 from joulegram.v1.telemetry_pb2 import Frame
@@ -30,6 +33,8 @@ class Meter:
 
     Args:
         on_tick: told at every tick how late it came, s.
+        floors: idle floors learnt before; go on being learnt.
+        find: every sensor that this machine has now; asked again every few seconds.
     """
 
     def __init__(
@@ -37,14 +42,27 @@ class Meter:
         config: AgentConfig,
         clock: Clock | None = None,
         on_tick: Callable[[float], None] = lambda late_s: None,
+        *,
+        floors: Floors | None = None,
+        find: Callable[[], Iterable[AnySensor]] | None = None,
     ) -> None:
         self._config = config
         self._on_tick = on_tick
         self._clock = clock or SystemClock()
+        self._find = find or (
+            lambda: sensors(config.sysfs, config.procfs, config.tdp_w, self._clock)
+        )
         self.tick_ms, self.window_ms = timing_ms(config.tick_s, config.window_s)
         self.epoch = secrets.randbits(64)
         self.seq = 0
-        self.devices = Devices(self._clock, config.tick_s, config.idle_w)
+        self.devices = Devices(self._clock, config.tick_s, config.idle_w, floors or Floors())
+        processes = Processes(config.procfs)
+        cgroups = Cgroups(config.cgroupfs, self._clock)
+        self._identity = Identity(
+            config.procfs, processes, cgroups, config.scope or "site", config.node
+        )
+        self._usage = Usage(config.procfs, processes, cgroups, self._identity, config.fold_cores)
+        self._gpus = Gpus(processes, self._identity, lambda: ())
         self._find_sensors()
         unknown = sorted(set(config.idle_w) - set(self.devices.metered))
         if unknown:
@@ -53,12 +71,6 @@ class Meter:
                 ", ".join(unknown),
                 ", ".join(sorted(self.devices.metered)) or "none",
             )
-        processes = Processes(config.procfs)
-        cgroups = Cgroups(config.cgroupfs, self._clock)
-        self._identity = Identity(
-            config.procfs, processes, cgroups, config.scope or "site", config.node
-        )
-        self._usage = Usage(config.procfs, processes, cgroups, self._identity, config.fold_cores)
         self._boot_id = boot_id(config.procfs)
         self._blind = False  # processes cannot be read
         self.unsound = 0  # frames withheld because their sums did not hold
@@ -91,6 +103,7 @@ class Meter:
         self.devices.tick(timeline)
         try:
             self._usage.tick(timeline, self._clock.mono_ns())
+            self._gpus.tick(timeline, self._clock.mono_ns())
         except OSError as exc:
             if not self._blind:
                 log.warning("cannot see processes, their energy is unattributed: %s", exc)
@@ -118,10 +131,7 @@ class Meter:
 
     def _frame(self, window: Window) -> Frame:
         uses = self._usage.close(window)
-        devices, shares = attribute(
-            self.devices.of(window), window.length_ms, [use.cpu_ns for use in uses]
-        )
-        frame = frame_of(window, devices, uses, shares, self._identity)
+        frame = frame_of(window, self.devices.of(window), uses, self._identity)
         check(frame)
         self.seq += 1
         frame.node, frame.epoch, frame.seq = self._config.node, self.epoch, self.seq
@@ -129,9 +139,10 @@ class Meter:
         return frame
 
     def _find_sensors(self) -> None:
-        config = self._config
-        for sensor in sensors(config.sysfs, config.procfs, config.tdp_w, self._clock):
+        for sensor in self._find():
             self.devices.add(sensor)
+            if hasattr(sensor, "look"):
+                self._gpus.add(cast(GpuUsers, sensor), self._clock.mono_ns())
 
     def _until_tick_s(self) -> float:
         """Time until the next multiple of the tick in UTC, s."""

@@ -12,6 +12,7 @@ from typing import Protocol
 from joulegram.agent.config import AgentConfig
 from joulegram.agent.credentials import Credentials
 from joulegram.agent.errors import SpoolFailed
+from joulegram.agent.floors import Floors
 from joulegram.agent.metrics import AgentMetrics
 from joulegram.agent.rarely import Rarely
 from joulegram.agent.spool import HOUR_MS, Spool
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 STOP_WITHIN_S = 3.0
 UNWRITTEN_MAX = 60  # frames kept in memory while the disk takes none
+FLOORS_EVERY_MS = 600_000  # learnt idle floors are written so often, and at the end
 
 
 class Meter(Protocol):
@@ -40,6 +42,7 @@ def serve(
     *,
     frames: int = 0,
     metrics: AgentMetrics | None = None,
+    floors: Floors | None = None,
     etc: Path = Path("/etc"),
 ) -> int:
     """Run until `stop` is set, or for `frames` frames. Returns the exit code.
@@ -68,7 +71,7 @@ def serve(
         stop_metrics = metrics.serve(config.http)
         uplink.start()
         try:
-            _carry(meter, stop, frames, metrics, spool, uplink)
+            _carry(meter, stop, frames, metrics, spool, uplink, floors or Floors())
         finally:
             uplink.stop(STOP_WITHIN_S)
             stop_metrics()
@@ -84,9 +87,11 @@ def _carry(
     metrics: AgentMetrics,
     spool: Spool,
     uplink: Uplink,
+    floors: Floors,
 ) -> None:
     unwritten: deque[Frame] = deque()
     rarely = Rarely(log)
+    saved_ms = _now_ms()
     for made, frame in enumerate(meter.frames(stop), 1):
         metrics.frame(frame)
         unwritten.append(frame)
@@ -100,8 +105,12 @@ def _carry(
             rarely.warn("spool", "%s", exc)
         metrics.unwritten(len(unwritten), UNWRITTEN_MAX)
         uplink.wake(hold_s(frame, _now_ms()))
+        if abs(_now_ms() - saved_ms) > FLOORS_EVERY_MS:
+            floors.save()
+            saved_ms = _now_ms()
         if made == frames:
             break
+    floors.save()
     for frame in unwritten:
         spool.count_lost(frame, "disk")
     if unwritten:

@@ -84,8 +84,10 @@ class Usage:
                 claimed[group] += used_ns
             by_process[owner, process] += used_ns
         uses = []
+        # Whoever used a GPU has a row of its own, however little CPU it took.
+        on_gpu = {process for gpu in window.gpus.values() for _, process in gpu.uses}
         for (owner, process), used_ns in by_process.items():
-            if used_ns >= fold_ns:
+            if used_ns >= fold_ns or process in on_gpu:
                 uses.append(Use(owner, process, used_ns))
             else:
                 rest[owner] += used_ns

@@ -30,6 +30,23 @@ class DeviceEnergy:
     late: bool = False  # holds energy of windows that were already sent
 
 
+@dataclass(slots=True)
+class GpuUsage:
+    """Who used and held one GPU in one window."""
+
+    uses: dict[tuple[Owner, Process | None], tuple[int, int]] = field(default_factory=dict)
+    held: dict[Owner, int] = field(default_factory=dict)  # fraction of the GPU x time, ns
+    looked_ns: int = 0  # time of the window in which that is known
+    modelled: bool = False
+
+    def add_use(self, who: tuple[Owner, Process | None], weight: int, busy_ns: int) -> None:
+        before = self.uses.get(who, (0, 0))
+        self.uses[who] = before[0] + weight, before[1] + busy_ns
+
+    def add_held(self, owner: Owner, held_ns: int) -> None:
+        self.held[owner] = self.held.get(owner, 0) + held_ns
+
+
 @dataclass(slots=True, eq=False)
 class Window:
     """One window while it gathers: energies per device, CPU time per process and cgroup."""
@@ -43,6 +60,11 @@ class Window:
     process_ns: dict[tuple[Process, Owner, str | None], int] = field(default_factory=dict)
     group_ns: dict[str, int] = field(default_factory=dict)  # own use; may be negative for a while
     owner_ns: dict[Owner, int] = field(default_factory=dict)  # what no cgroup counts
+    gpus: dict[str, GpuUsage] = field(default_factory=dict)  # by device
+
+    def gpu(self, device: str) -> GpuUsage:
+        """Who used and held a GPU, so far."""
+        return self.gpus.setdefault(device, GpuUsage())
 
     def coverage(self, covered_ns: int) -> float:
         """Measured fraction of the window. A whole window is as long as its clock says."""

@@ -1,0 +1,192 @@
+"""Who used each GPU and who held it, window by window.
+
+GPU sensors know pids; here they become processes and workloads. Held are the GPUs that a
+scheduler gave to a workload, and of the rest those that a workload's process has open.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from joulegram.agent.attribution import WHOLE, GpuWork
+from joulegram.agent.errors import SensorDenied, SensorFailed
+from joulegram.agent.identity import Identity
+from joulegram.agent.procfs import Process, Processes
+from joulegram.agent.sensors.gpu import GpuOpen, GpuUsers
+from joulegram.agent.usage import Use
+from joulegram.agent.windows import Timeline, Window
+from joulegram.agent.workloads import RESERVED, UNATTRIBUTED, Owner
+
+log = logging.getLogger(__name__)
+
+GPUS_MAX = 256
+OPENED_MAX = 4_096  # processes of one GPU that are remembered and may hold it
+LONGEST_LOOK_NS = 60_000_000_000  # what is older says nothing of now
+
+# Workloads with the GPUs that their scheduler gave them, as it names them.
+Holding: TypeAlias = Callable[[], Iterable[tuple[Owner, Sequence[str]]]]
+
+
+@dataclass(slots=True, eq=False)
+class Gpu:
+    """One GPU's users and what was last seen of them."""
+
+    users: GpuUsers
+    since_ns: int
+    opened: dict[int, tuple[Owner, Process]] = field(default_factory=dict)  # by pid
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Gpus:
+    """Looks at every GPU once a tick.
+
+    Args:
+        holding: asked once a tick, and only where there are GPUs.
+    """
+
+    processes: Processes
+    identity: Identity
+    holding: Holding
+    _known: dict[str, Gpu] = field(default_factory=dict)
+
+    def add(self, users: GpuUsers, now_ns: int) -> None:
+        """Look at one more GPU, unless one of that name is looked at already."""
+        if users.device not in self._known and len(self._known) < GPUS_MAX:
+            self._known[users.device] = Gpu(users, now_ns)
+
+    def tick(self, timeline: Timeline, now_ns: int) -> None:
+        """Look at all of them. Processes must have been read just before."""
+        if not self._known:
+            return
+        holding = [(owner, names) for owner, names in self.holding() if names]
+        for gpu in self._known.values():
+            self._look(gpu, timeline, now_ns, holding)
+
+    def _look(
+        self,
+        gpu: Gpu,
+        timeline: Timeline,
+        now_ns: int,
+        holding: Sequence[tuple[Owner, Sequence[str]]],
+    ) -> None:
+        try:
+            look, names = gpu.users.look(), gpu.users.names()
+        except (SensorDenied, SensorFailed, OSError) as exc:
+            if str(exc) != gpu.error:
+                gpu.error = str(exc)
+                log.warning("%s: who uses it is not known: %s", gpu.users.device, exc)
+            return
+        gpu.error = ""
+        since_ns = max(gpu.since_ns, now_ns - LONGEST_LOOK_NS)
+        gpu.since_ns = now_ns
+        before = gpu.opened
+        gpu.opened = {}
+        opened: dict[GpuOpen, Owner] = {}
+        for at in look.opened[:OPENED_MAX]:
+            if found := self._found(at.pid, before):
+                gpu.opened[at.pid] = found
+                opened[at] = found[0]
+        device = gpu.users.device
+        for use in look.uses:
+            # One that has just ended is known from when it still had the GPU open.
+            key = self._found(use.pid, before) or (Owner(UNATTRIBUTED), None)
+            for window, weight, _ in timeline.spread(use.weight, since_ns, now_ns):
+                window.gpu(device).add_use(key, weight, 0)
+            for window, busy_ns, _ in timeline.spread(use.busy_ns, since_ns, now_ns):
+                window.gpu(device).add_use(key, 0, busy_ns)
+        for owner, fraction in held(names, holding, opened).items():
+            part = round(fraction * (now_ns - since_ns))
+            for window, held_ns, _ in timeline.spread(part, since_ns, now_ns):
+                window.gpu(device).add_held(owner, held_ns)
+        for window, looked_ns, inside_ns in timeline.spread(now_ns - since_ns, since_ns, now_ns):
+            window.gpu(device).looked_ns += looked_ns
+            window.gpu(device).modelled |= look.modelled and inside_ns > 0
+
+    def _found(
+        self, pid: int, before: Mapping[int, tuple[Owner, Process]]
+    ) -> tuple[Owner, Process] | None:
+        process = self.processes.get(pid)
+        if process is None:
+            return before.get(pid)
+        return self.identity.place(process).owner, process
+
+
+def held(
+    names: Mapping[str, float],
+    holding: Iterable[tuple[Owner, Sequence[str]]],
+    opened: Mapping[GpuOpen, Owner],
+) -> dict[Owner, float]:
+    """What fraction of a GPU each workload holds.
+
+    Args:
+        names: every name of the GPU and of its parts, each with its fraction.
+        holding: what schedulers gave out. It goes before what is merely open.
+        opened: workloads that have the GPU or a part of it open.
+    Returns: fractions in a fixed order; together at most 1. Workloads that share one part have
+        equal shares of it. Reserved kinds hold nothing.
+    """
+    fractions: dict[Owner, float] = defaultdict(float)
+    claims: dict[str, set[Owner]] = defaultdict(set)  # by name of the GPU or of its part
+    for owner, own in holding:
+        for name in own:
+            if name in names and owner.kind not in RESERVED:
+                # Index, UUID and address are one thing.
+                claims["" if names[name] >= 1.0 else name].add(owner)
+    sizes = {part: names.get(part, 1.0) for part in claims}
+    if "" not in claims:
+        given = set(claims)
+        for at, owner in opened.items():
+            if at.partition not in given and owner.kind not in RESERVED:
+                claims[at.partition].add(owner)
+                sizes[at.partition] = at.fraction
+    for part, owners in claims.items():
+        for owner in owners:
+            fractions[owner] += sizes[part] / len(owners)
+    over = max(1.0, sum(fractions.values()))
+    return {owner: fractions[owner] / over for owner in sorted(fractions)}
+
+
+def with_gpus(window: Window, uses: Sequence[Use]) -> tuple[list[Use], dict[str, dict[Owner, int]]]:
+    """The window's uses, with those who used a GPU alone, and who held which GPU.
+
+    Returns: uses, each once; {device: {owner: its part of WHOLE over the window}}.
+    """
+    seen = {(use.owner, use.process) for use in uses}
+    more = sorted(
+        {key for gpu in window.gpus.values() for key in gpu.uses} - seen,
+        key=lambda key: (key[0], key[1].pid if key[1] else 0, key[1].start_ticks if key[1] else 0),
+    )
+    holders = {
+        device: {
+            owner: min(WHOLE, held_ns * WHOLE // max(1, gpu.looked_ns))
+            for owner, held_ns in sorted(gpu.held.items())
+        }
+        for device, gpu in window.gpus.items()
+    }
+    return [*uses, *(Use(owner, process, 0) for owner, process in more)], holders
+
+
+def work(
+    window: Window,
+    uses: Sequence[Use],
+    held: Mapping[str, Mapping[Owner, int]],
+    index: Mapping[Owner, int],
+) -> dict[str, GpuWork]:
+    """What attribution needs to know of each GPU.
+
+    Args:
+        uses, held: as `with_gpus` returns them.
+        index: of a workload in the frame.
+    """
+    place = {(use.owner, use.process): n for n, use in enumerate(uses)}
+    return {
+        device: GpuWork(
+            sorted((place[key], weight, busy) for key, (weight, busy) in gpu.uses.items()),
+            {index[owner]: share for owner, share in held[device].items()},
+            gpu.modelled,
+        )
+        for device, gpu in window.gpus.items()
+    }
