@@ -74,6 +74,23 @@ def test_a_taken_port_and_a_held_ledger_are_named(tmp_path: Path) -> None:
         assert first.stop(signal.SIGINT, timeout_s=5.0) == 0
 
 
+def test_the_first_answer_knows_the_grid(tmp_path: Path) -> None:
+    http = f"127.0.0.1:{free_port()}"
+    argv = start(tmp_path, "--listen", "127.0.0.1:0", "--http", http, "--zone", "DE")
+    with running(argv, tmp_path) as collector:
+        first: list[httpx.Response] = []
+
+        def answered() -> bool:
+            assert collector.process.poll() is None, collector.said()
+            first.append(httpx.get(f"http://{http}/api/v1/now", timeout=20.0))
+            return True
+
+        wait_until(answered, "the first answer")
+        grid = first[0].json()["intensity"]
+        assert (grid["zone"], grid["quality"]) == ("DE", "fallback")
+        assert grid["g_per_kwh"] > 0
+
+
 def test_it_ends_well_with_a_stream_open(tmp_path: Path) -> None:
     listen = f"127.0.0.1:{free_port()}"
     argv = start(tmp_path, "--listen", listen, "--http", "127.0.0.1:0")

@@ -44,6 +44,7 @@ from joulegram.v1.telemetry_pb2 import Frame
 
 OnDurable: TypeAlias = Callable[[Sequence[Frame]], None]
 
+YEARLY_WITHIN_S = 5.0
 STREAMS_END_S = 2.0
 LEDGER_END_S = 1.0
 
@@ -111,6 +112,8 @@ async def serve(
         _record(ledger, settings)
         feeds = Feeds(ledger, settings.grid, registry)
         parts.behind(feeds.run())
+        # Grams need it, and who asks just after the start wants grams, too.
+        await feeds.first_try(YEARLY_WITHIN_S)
 
     on_durable: list[OnDurable] = []
     if WEB in roles:

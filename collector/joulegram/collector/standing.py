@@ -1,6 +1,7 @@
 """Numbers that cost a query: refreshed on a clock, read by /metrics and the page at no cost."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from joulegram.collector.totals import TeamGrams
 log = logging.getLogger(__name__)
 
 GRID_EVERY_S = 10.0
-GRID_UNKNOWN_EVERY_S = 1.0  # the yearly table is read in just after the start
+GRID_UNKNOWN_EVERY_S = 1.0
 TEAMS_EVERY_S = 15.0
 TEAMS_SHARE = 0.03  # of the time, at most: the slots that still grow are summed anew each time
 # Revisions of a grid feed mostly touch the last two days; older grams are joined again each hour.
@@ -41,6 +42,12 @@ class Standing:
     _older: dict[str, float] = field(default_factory=dict)
     _older_until: datetime | None = None
     _older_at: datetime | None = None
+    _tried_grid: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def first_try(self, within_s: float) -> None:
+        """Return once the grid was asked for, or after a time; `run` must run."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tried_grid.wait(), within_s)
 
     async def run(self) -> None:
         """Refresh until cancelled."""
@@ -52,6 +59,7 @@ class Standing:
                 await loop.run_in_executor(
                     thread, self.attempt, "grid intensity", self.refresh_grid
                 )
+                self._tried_grid.set()
                 began_s = time.monotonic()
                 if began_s >= teams_due_s:
                     await loop.run_in_executor(

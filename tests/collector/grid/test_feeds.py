@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from joulegram.collector import series
 from joulegram.collector.config import GridConfig
+from joulegram.collector.errors import LedgerFailed
 from joulegram.collector.grid import feeds, neso, table
 from joulegram.collector.grid.feeds import Feeds
 from joulegram.collector.sites import record_site, site_of
@@ -289,6 +291,36 @@ def test_elsewhere_nobody_asks_neso(site: Place, clock: Clock, server: NesoServe
         elsewhere.poll()
         assert [s.provider for s in elsewhere.feeds.states()] == ["electricity-maps-yearly"]
     assert server.paths == []
+
+
+class Slow:
+    """A ledger that does not answer until it is let."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def query(self, *_: Any) -> Any:
+        self.go.wait(20)
+        raise LedgerFailed("gone")
+
+
+async def test_the_start_waits_for_the_yearly_table_but_not_for_ever(site: Place) -> None:
+    async def start(ledger: Any, within_s: float) -> tuple[Feeds, asyncio.Task[None]]:
+        made = Feeds(ledger, GridConfig(zone="FR"), CollectorRegistry())
+        running = asyncio.create_task(made.run())
+        await made.first_try(within_s)
+        return made, running
+
+    good, running = await start(site.ledger, 60)
+    assert good.states()[0].last_good_ms > 0
+    await running
+    slow = Slow()
+    late, running = await start(slow, 0.05)
+    assert not late.states()[0].last_error
+    slow.go.set()
+    await late.first_try(60)
+    assert late.states()[0].last_error == "gone"
+    running.cancel()
 
 
 def test_stamps_of_the_running_half_hour(clock: Clock) -> None:

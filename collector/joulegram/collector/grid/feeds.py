@@ -5,6 +5,7 @@ failure is counted under its reason, and the feed is asked again after a growing
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -58,6 +59,7 @@ class Feeds:
         self._clock = clock
         self._sleep = sleep
         self._within_s = answer_within_s
+        self._tried_yearly = asyncio.Event()
         self._metrics = FeedMetrics(registry)
         world = config.zone == zones.WORLD
         self._yearly = FeedState(yearly.WORLD_PROVIDER if world else yearly.PROVIDER, config.zone)
@@ -70,6 +72,11 @@ class Feeds:
         """One per feed, for the page."""
         return [self._yearly] if self._live is None else [self._live, self._yearly]
 
+    async def first_try(self, within_s: float) -> None:
+        """Return once the yearly table is in or was refused, or after a time; `run` must run."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tried_yearly.wait(), within_s)
+
     async def run(self) -> None:
         """Fill and poll until cancelled; nothing that one feed does ends it or the other."""
         await asyncio.gather(self._fill_yearly(), self._poll_for_ever())
@@ -81,9 +88,11 @@ class Feeds:
                 stored = await asyncio.to_thread(table.append_new, self._ledger, rows)
             except Exception as exc:  # the ledger may be busy or full; every answer waits for this
                 self._failed(self._yearly, "ledger", str(exc))
+                self._tried_yearly.set()
                 await self._sleep(_pause_s(self._yearly.failures, FIRST_PAUSE_S))
             else:
                 self._succeeded(self._yearly, stored)
+                self._tried_yearly.set()
                 return
 
     async def _poll_for_ever(self) -> None:
