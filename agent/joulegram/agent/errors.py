@@ -5,6 +5,7 @@ AgentError                        says what is wrong and what to do next
 ├── NotConserved                  a frame whose rows do not sum to its devices: a defect
 ├── SensorDenied                  a counter exists, and this user may not read it
 ├── SensorFailed                  a counter exists, and could not be read this time
+├── SourceFailed                  who workloads belong to could not be asked this time
 ├── SpoolFailed                   the spool could not keep or give what was asked
 │   └── SpoolInUse                another agent holds the state directory
 └── UplinkRefused                 the configured way to the collector is not allowed
@@ -33,6 +34,10 @@ class SensorDenied(AgentError):
 
 class SensorFailed(AgentError):
     """A counter exists, and could not be read this time."""
+
+
+class SourceFailed(AgentError):
+    """A scheduler or supervisor that knows whose workloads are whose did not answer this time."""
 
 
 class SpoolFailed(AgentError):
