@@ -72,11 +72,17 @@ class Task:
 
 @dataclass
 class Machine:
-    """Zones with watts, tasks with cores; `advance` lets time pass and rewrites the files."""
+    """Zones with watts, tasks with cores; `advance` lets time pass and rewrites the files.
+
+    Args:
+        kernels: let the agent believe that the tree is the kernel's, and take its short cuts.
+    """
 
     root: Path
     cpus: int = 64
     version: int = 2
+    kernels: bool | None = None
+    forks: int = 1
     zones: dict[str, Zone] = field(default_factory=dict)
     tasks: dict[int, Task] = field(default_factory=dict)
     groups: dict[str, float] = field(default_factory=dict)  # own use, s; children not included
@@ -123,6 +129,8 @@ class Machine:
         start: int = 1000,
         **more: float,
     ) -> Task:
+        self.forks += 1
+        self._write_stat()
         task = self.tasks[pid] = Task(pid, start, comm, group, cores, **more)  # type: ignore[arg-type]
         (self.root / f"proc/{pid}").mkdir()
         self.cgroup(group.decode("utf-8", "surrogateescape"))
@@ -150,6 +158,7 @@ class Machine:
             for file in folder.iterdir():
                 file.unlink()
             folder.rmdir()
+        self._write_groups()
 
     def end(self, pid: int) -> None:
         del self.tasks[pid]
@@ -198,6 +207,8 @@ class Machine:
         return base / path.lstrip("/")
 
     def _write_groups(self) -> None:
+        if self.version == 2:
+            self._write_members()
         for path in self.groups:
             folder = self._group_folder(path)
             folder.mkdir(parents=True, exist_ok=True)
@@ -209,13 +220,23 @@ class Machine:
             else:
                 (folder / "cpuacct.usage").write_text(f"{int(inside * 1e9)}\n")
 
+    def _write_members(self) -> None:
+        count = f"nr_descendants {len(self.groups)}\nnr_dying_descendants 0\n"
+        (self.root / "cgroup/cgroup.stat").write_text(count)
+        for path in ["/", *self.groups]:
+            name = path.encode("utf-8", "surrogateescape")
+            pids = "".join(f"{t.pid}\n" for t in self.tasks.values() if t.group == name)
+            folder = self._group_folder(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "cgroup.procs").write_text(pids)
+
     def _write_stat(self) -> None:
         user, irq, steal, guest = (
             int(self._stat[key] * 100) for key in ("user", "irq", "steal", "guest")
         )
         lines = [f"cpu  {user + guest} 0 0 5 5 {irq} 0 {steal} {guest} 0"]
         lines += [f"cpu{n} 0 0 0 0 0 0 0 0 0 0" for n in range(self.cpus)]
-        (self.root / "proc/stat").write_text("\n".join([*lines, "btime 0", "processes 1"]) + "\n")
+        (self.root / "proc/stat").write_text("\n".join([*lines, "btime 0", f"processes {self.forks}"]) + "\n")
 
     def config(self, **more: object) -> AgentConfig:
         settings: dict[str, object] = {

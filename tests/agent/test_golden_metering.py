@@ -9,9 +9,10 @@ from joulegram.agent.conservation import check
 from tests.agent.played import START_NS, Clock, Machine, device_j, energy_j, rows
 
 
-@pytest.fixture
-def machine(tmp_path):
-    return Machine(tmp_path)
+@pytest.fixture(params=[None, True], ids=["played", "short_cut"])
+def machine(request, tmp_path):
+    """The same right answers with and without the short cut (agent/members.py)."""
+    return Machine(tmp_path, kernels=request.param)
 
 
 def near(expected, rel=0.01, abs_=0.0):

@@ -1,6 +1,7 @@
 """CPU time of cgroups: the truth per workload, short-lived processes included.
 
-Reads  v2: <cgroupfs>/**/cpu.stat (usage_usec), cgroup.type
+Reads  v2: <cgroupfs>/**/cpu.stat (usage_usec), cgroup.type, cgroup.procs; cgroup.stat of the
+       root (nr_descendants)
        v1: <cgroupfs>/{cpu,cpuacct | cpuacct}/**/cpuacct.usage
 Format https://docs.kernel.org/admin-guide/cgroup-v2.html
 
@@ -11,22 +12,35 @@ made in another way (ticks against precise switches), so the root's counter is n
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from joulegram.agent.clock import Clock
+from joulegram.agent.mounts import is_kernels_cgroup2
 from joulegram.agent.procfs import raise_file_limit
 from joulegram.agent.textfile import ATTEMPTS, PAUSE_S, as_count
 
+THREADED = b"threaded"
 V1_CONTROLLERS = ("cpu,cpuacct", "cpuacct,cpu", "cpuacct")
 DEPTH_MAX = 32
 COUNTER_BYTES = 1024
 RETRIES_PER_SCAN = 40  # bounds the waiting for files that stay torn
 FILES_SHARE = 4  # counters are kept open within a fourth of the files that may be
+# Cgroups beyond these count in their parents, which hold their use anyway.
+CGROUPS_MAX = 8192
+IN_LOGIN_SLICE_MAX = 1024  # below one user-<uid>.slice, whose user may make what it likes
+IN_ONE_MAX = 2048
+PROCS_BYTES = 1 << 20
+PAGE_BYTES = 8192
 
 # A cgroup's name may hold what ends a line elsewhere; only a new entry ends an entry.
 MEMBERSHIP = re.compile(rb"\n(?=\d+:[^:\n]*:)")
+
+
+LOGIN_SLICE = re.compile(r"/user\.slice/user-[^/]+")
 
 
 @dataclass(slots=True, eq=False)
@@ -58,15 +72,28 @@ class Cgroups:
     """The cgroup tree that counts CPU time, read again at every tick.
 
     The first scan is the baseline. A cgroup that appears later is charged with all it counted.
+
+    Args:
+        kernels: whether the tree is the kernel's own cgroup v2 (None: look). Its root counts
+            the cgroups below, so that it is walked only when one came or went.
     """
 
-    def __init__(self, cgroupfs: Path, clock: Clock) -> None:
+    def __init__(self, cgroupfs: Path, clock: Clock, *, kernels: bool | None = None) -> None:
         self._clock = clock
         self._root, self._counter, self._read = _hierarchy(cgroupfs)
+        if kernels is None:
+            kernels = self._root is not None and is_kernels_cgroup2(self._root)
+        self.kernels = kernels and self._counter == "cpu.stat"
         self._known: dict[str, Cgroup] = {}
         self._before_ns: int | None = None
         self._files_left = raise_file_limit() // FILES_SHARE
         self._retries = 0
+        self._walked_at = -1  # cgroups that the kernel counted before the last walk
+        self._cut_short = False  # that walk left some out
+        self._root_files: dict[str, int] = {}
+        self._root_procs = b""
+        self.moved: list[str] = []  # whose counter is not known to have stood still
+        self.reshaped = True  # a process's nearest counting cgroup may be another one now
 
     def scan(self, plausible_ns: int) -> list[Change]:
         """Read every cgroup's counter once, parents before children.
@@ -76,8 +103,22 @@ class Cgroups:
                 with more was there before, unseen, and is charged from here on.
         """
         changes: list[Change] = []
-        present: set[str] = set()
         self._retries = RETRIES_PER_SCAN
+        self.moved, self.reshaped = [], False
+        counted = self._descendants() if self.kernels else -1
+        if counted >= 0:
+            for group in list(self._known.values()):
+                self._take(group, plausible_ns, changes)
+                if group.used_ns < 0:  # removed, most likely; the walk finds it otherwise
+                    self._drop(group)
+        if counted < 0 or counted != (self._walked_at if self._cut_short else len(self._known)):
+            self._walked_at = counted
+            self._look_around(plausible_ns, changes, new_only=counted >= 0)
+        self._before_ns = self._clock.mono_ns()
+        return changes
+
+    def _look_around(self, plausible_ns: int, changes: list[Change], new_only: bool) -> None:
+        present: set[str] = set()
         for path, inode in self._walk():
             present.add(path)
             group = self._known.get(path)
@@ -86,23 +127,74 @@ class Cgroups:
                 group = None
             if group is None:
                 group = self._known[path] = self._open(path, inode)
-            used_ns = self._value(group)
-            if used_ns is None:
+                self.reshaped = True
+            elif new_only:
                 continue
-            now_ns = self._clock.mono_ns()
-            before_ns, since_ns = group.used_ns, group.read_ns
-            group.used_ns, group.read_ns = used_ns, now_ns
-            if group.born_ns is not None:
-                if used_ns <= plausible_ns and not 0 <= before_ns <= used_ns:
-                    before_ns, since_ns = 0, group.born_ns
-                group.born_ns = None
-            if 0 <= before_ns < used_ns and (owner := self.owner(path)) is not None:
-                parent = self.owner(_above(path))
-                changes.append(Change(owner, parent, since_ns, now_ns, used_ns - before_ns))
+            self._take(group, plausible_ns, changes)
         for path in self._known.keys() - present:
-            self._close(self._known.pop(path))
-        self._before_ns = self._clock.mono_ns()
-        return changes
+            self._drop(self._known[path])
+
+    def _take(self, group: Cgroup, plausible_ns: int, changes: list[Change]) -> None:
+        counted = group.used_ns >= 0
+        used_ns = self._value(group)
+        self.reshaped |= counted != (group.used_ns >= 0 or used_ns is not None)
+        if used_ns is None:
+            self.moved.append(group.path)
+            return
+        now_ns = self._clock.mono_ns()
+        before_ns, since_ns = group.used_ns, group.read_ns
+        group.used_ns, group.read_ns = used_ns, now_ns
+        if group.born_ns is not None:
+            if used_ns <= plausible_ns and not 0 <= before_ns <= used_ns:
+                before_ns, since_ns = 0, group.born_ns
+            group.born_ns = None
+        if used_ns == before_ns:
+            return
+        self.moved.append(group.path)
+        if 0 <= before_ns < used_ns and (owner := self.owner(group.path)) is not None:
+            parent = self.owner(_above(group.path))
+            changes.append(Change(owner, parent, since_ns, now_ns, used_ns - before_ns))
+
+    def _drop(self, group: Cgroup) -> None:
+        self._close(group)
+        del self._known[group.path]
+        self.reshaped = True
+
+    def _descendants(self) -> int:
+        """How many cgroups the kernel counts below the root; -1: it does not say."""
+        name, _, count = self._of_root("cgroup.stat").partition(b"\n")[0].partition(b" ")
+        return int(count) if name == b"nr_descendants" and count.isdigit() else -1
+
+    def _of_root(self, name: str) -> bytes:
+        """A file of the root, kept open; b"" when it cannot be read."""
+        try:
+            if name not in self._root_files:
+                self._root_files[name] = os.open(f"{self._root}/{name}", os.O_RDONLY)
+            return _whole(self._root_files[name])
+        except OSError:
+            return b""
+
+    def procs(self, path: str) -> set[int] | None:
+        """Pids of the processes in a cgroup and, where it has threaded ones below, in those.
+
+        Returns: None when it does not say: it is gone, or became threaded since it was met.
+        """
+        try:
+            raw = _read(f"{self._root}{path}/cgroup.procs")
+        except OSError:
+            group = self._known.get(path)
+            if group is not None and not group.threaded and self._kind(path) == THREADED:
+                group.threaded = self.reshaped = True
+            return None
+        return _pids(raw)
+
+    def root_procs(self) -> set[int] | None:
+        """Pids of the processes in the root, when they are others than when last asked."""
+        raw = self._of_root("cgroup.procs")
+        if raw == self._root_procs:
+            return None
+        self._root_procs = raw
+        return _pids(raw)
 
     def owner(self, path: str) -> str | None:
         """The nearest cgroup at or above `path` that owns processes and has a counter."""
@@ -131,29 +223,45 @@ class Cgroups:
         return "/"
 
     def _walk(self) -> Iterable[tuple[str, int]]:
-        """(path, inode) of every cgroup below the root, parents first."""
-        waiting = [("", 0)] if self._root is not None else []
+        """(path, inode) of the cgroups below the root, parents first, all of one depth at a time.
+
+        Bounded, so that nobody's thousands of cgroups keep the agent from those of others.
+        """
+        self._cut_short = False
+        left = CGROUPS_MAX
+        of_login: dict[str, int] = {}
+        waiting = deque([("", 0)] if self._root is not None else [])
         while waiting:
-            above, depth = waiting.pop()
+            above, depth = waiting.popleft()
+            most = min(left, IN_ONE_MAX)
+            if login := LOGIN_SLICE.match(above):
+                most = min(most, of_login.setdefault(login[0], IN_LOGIN_SLICE_MAX))
             try:
                 with os.scandir(f"{self._root}{above}") as entries:
-                    found = [
-                        (f"{above}/{entry.name}", entry.inode())
-                        for entry in entries
-                        if entry.is_dir(follow_symlinks=False)
-                    ]
+                    folders = (e for e in entries if e.is_dir(follow_symlinks=False))
+                    found = [(f"{above}/{e.name}", e.inode()) for e in islice(folders, most + 1)]
             except OSError:
                 continue
+            if len(found) > most:
+                self._cut_short = True
+                del found[most:]
+            left -= len(found)
+            if login:
+                of_login[login[0]] -= len(found)
             yield from found
             if depth < DEPTH_MAX:
                 waiting.extend((path, depth + 1) for path, _ in found)
+            elif found:
+                self._cut_short = True
 
     def _open(self, path: str, inode: int) -> Cgroup:
+        return Cgroup(path, inode, self._kind(path) == THREADED, self._before_ns)
+
+    def _kind(self, path: str) -> bytes:
         try:
-            kind = Path(f"{self._root}{path}", "cgroup.type").read_bytes()
+            return _read(f"{self._root}{path}/cgroup.type").strip()
         except OSError:
-            kind = b""
-        return Cgroup(path, inode, kind.strip() == b"threaded", self._before_ns)
+            return b""
 
     def _close(self, group: Cgroup) -> None:
         if group.file >= 0:
@@ -185,9 +293,10 @@ class Cgroups:
     def _bytes(self, group: Cgroup) -> bytes:
         if group.file >= 0:
             raw = os.pread(group.file, COUNTER_BYTES, 0)
-            if raw != group.raw or os.fstat(group.file).st_nlink:
+            if raw != group.raw or self.kernels or os.fstat(group.file).st_nlink:
                 return raw
             # It stands still because it was removed, and maybe made again in the same inode.
+            # (The kernel's would not have answered.)
             self._close(group)
             group.born_ns = self._before_ns
         file = os.open(f"{self._root}{group.path}/{self._counter}", os.O_RDONLY)
@@ -217,6 +326,26 @@ def _clean(path: str) -> str:
     path = path.removesuffix(" (deleted)")
     # Above the root of the agent's own cgroup namespace: nothing is known of it.
     return "/" if path.startswith("/..") else path
+
+
+def _read(path: str) -> bytes:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return _whole(file)
+    finally:
+        os.close(file)
+
+
+def _whole(file: int) -> bytes:
+    """From the beginning; the kernel gives a page at a time. Raises: OSError."""
+    raw = b""
+    while len(raw) < PROCS_BYTES and (more := os.pread(file, PAGE_BYTES, len(raw))):
+        raw += more
+    return raw
+
+
+def _pids(raw: bytes) -> set[int]:
+    return {int(pid) for pid in raw.split() if pid.isdigit()}
 
 
 def _above(path: str) -> str:

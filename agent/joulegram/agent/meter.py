@@ -35,6 +35,7 @@ class Meter:
         on_tick: told at every tick how late it came, s.
         floors: idle floors learnt before; go on being learnt.
         find: every sensor that this machine has now; asked again every few seconds.
+        kernels: whether procfs and cgroupfs keep the kernel's promises; None: look.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Meter:
         *,
         floors: Floors | None = None,
         find: Callable[[], Iterable[AnySensor]] | None = None,
+        kernels: bool | None = None,
     ) -> None:
         self._config = config
         self._on_tick = on_tick
@@ -56,8 +58,8 @@ class Meter:
         self.epoch = secrets.randbits(64)
         self.seq = 0
         self.devices = Devices(self._clock, config.tick_s, config.idle_w, floors or Floors())
-        processes = Processes(config.procfs)
-        cgroups = Cgroups(config.cgroupfs, self._clock)
+        processes = Processes(config.procfs, counts_forks=kernels)
+        cgroups = Cgroups(config.cgroupfs, self._clock, kernels=kernels)
         self._identity = Identity(
             config.procfs, processes, cgroups, config.scope or "site", config.node
         )

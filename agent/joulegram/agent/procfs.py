@@ -4,16 +4,20 @@ Reads  <procfs>/stat, <procfs>/<pid>/{stat,cgroup}
 Format https://docs.kernel.org/filesystems/proc.html
 
 A pid alone is not an identity: a process is (pid, start ticks). `stat` is kept open, since
-opening costs more than reading, and is parsed only when its bytes changed.
+opening costs more than reading, and is parsed only when its bytes changed. The folder is
+listed only when something was forked, where the kernel says so.
 """
 
 import os
 import resource
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from joulegram.agent.textfile import ATTEMPTS, PAUSE_S, Torn, read_whole, visible
+from joulegram.agent.mounts import is_kernels_procfs
+from joulegram.agent.textfile import ATTEMPTS, PAUSE_S, Torn, visible
 
 # The unit of times in stat files (USER_HZ), 10 ms wherever the kernel still runs.
 TICK_NS = 10_000_000
@@ -21,6 +25,12 @@ KERNEL_THREAD = 0x0020_0000  # PF_KTHREAD, include/linux/sched.h
 STAT_BYTES = 2048
 DESCRIPTORS_LEFT_FREE = 256
 RETRIES_PER_SCAN = 40  # bounds the waiting for files that stay torn
+MET_PER_SCAN = 1000  # a fork storm's processes are met over several ticks, in their order
+READ_PER_SCAN = 20_000  # more take turns
+LIST_EVERY = 60  # ticks, even where nothing was forked: what may be seen changes, too
+GROUPS_BYTES = 65536
+UNREADABLE = b"?"  # never what a file holds: read it anew
+ZOMBIES = (b"Z", b"X")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +40,18 @@ class CpuTimes:
     use_ns: int  # user + nice + system + irq + softirq; guest lies in user, steal is nobody's
     interrupts_ns: int  # irq + softirq
     cpus: int  # 0: not said
+    forks: int = -1  # processes and threads since boot; -1: not said
 
 
 def cpu_times(procfs: Path) -> CpuTimes:
     """Raises: OSError, Torn."""
-    return read_whole(procfs / "stat", _cpu_times)
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE_S)
+        raw = _read(f"{procfs}/stat")
+        if (times := _cpu_times(raw)) is not None:
+            return times
+    raise Torn(f"{procfs}/stat does not begin with the line of all CPUs: {raw[:80]!r}")
 
 
 def _cpu_times(raw: bytes) -> CpuTimes | None:
@@ -43,11 +60,25 @@ def _cpu_times(raw: bytes) -> CpuTimes | None:
     if not newline or len(fields) < 8 or fields[0] != b"cpu" or not b"".join(fields[1:8]).isdigit():
         return None
     user, nice, system, _idle, _iowait, irq, softirq = map(int, fields[1:8])
+    forks, newline, _ = rest.partition(b"\nprocesses ")[2].partition(b"\n")
     return CpuTimes(
         use_ns=(user + nice + system + irq + softirq) * TICK_NS,
         interrupts_ns=(irq + softirq) * TICK_NS,
         cpus=(b"\n" + rest).count(b"\ncpu"),
+        forks=int(forks) if newline and forks.isdigit() else -1,
     )
+
+
+def _read(path: str) -> bytes:
+    """A whole file, at a third of what pathlib takes. Raises: OSError."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        raw = os.read(file, GROUPS_BYTES)
+        while more := os.read(file, GROUPS_BYTES):
+            raw += more
+        return raw
+    finally:
+        os.close(file)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +94,8 @@ class Process:
     used_ns: int = 0  # by its own threads since it began
     reaped_ns: int = 0  # by children it has waited for
     groups: bytes = b""  # /proc/<pid>/cgroup when last read
+    path: str | None = None  # of its cgroup, by `groups`; None: not told yet
+    zombie: bool = False  # it ended, all its threads too, and will not run again
     file: int = -1
     raw: bytes = b""
     # When it was last read well, if it could not be read since; else 0.
@@ -91,6 +124,7 @@ class Scan:
     changes: list[Change] = field(default_factory=list)
     met: list[Process] = field(default_factory=list)
     ended: list[Process] = field(default_factory=list)
+    zombies: list[Process] = field(default_factory=list)  # ended, and not gone yet
 
 
 class Processes:
@@ -98,15 +132,26 @@ class Processes:
 
     The first scan is the baseline and reports no use. Later, a process that was not there
     before is charged with everything it used so far.
+
+    Args:
+        counts_forks: whether an unchanged `processes` in <procfs>/stat means that no process
+            came. The kernel's does (None: look), a played tree's may stand still.
     """
 
-    def __init__(self, procfs: Path) -> None:
+    def __init__(self, procfs: Path, *, counts_forks: bool | None = None) -> None:
         self._root = procfs
+        self.counts_forks = is_kernels_procfs(procfs) if counts_forks is None else counts_forks
         self._known: dict[int, Process] = {}
+        self._names: set[str] = set()  # in the last listing, and settled: met, or no process
+        self._waiting: list[str] = []  # in the last listing, and more than could be met
         self._unread: set[int] = set()  # were there from the start, and could not be read yet
         self._before_ns: int | None = None
         self._descriptors = max(0, raise_file_limit() * 3 // 4 - DESCRIPTORS_LEFT_FREE)
         self._retries = 0
+        self._forks = -1  # just before the last listing
+        self._list_at = 0  # the scan that lists whatever happened
+        self._scans = 0
+        self._turn = 0
 
     def get(self, pid: int) -> Process | None:
         return self._known.get(pid)
@@ -114,70 +159,136 @@ class Processes:
     def __len__(self) -> int:
         return len(self._known)
 
-    def scan(self, now_ns: int, plausible_ns: int) -> Scan:
-        """Read every process once.
+    def all(self) -> Collection[Process]:
+        return self._known.values()
+
+    def scan(
+        self,
+        now_ns: int,
+        plausible_ns: int,
+        forks: int = -1,
+        due: Collection[Process] | None = None,
+    ) -> Scan:
+        """Read the processes that may have run, and find those that came.
 
         Args:
             now_ns: monotonic time the readings are stamped with.
             plausible_ns: CPU time a process can have used since the last scan. One that appears
                 with more began elsewhere (a restored checkpoint): it is charged from here on.
+            forks: `processes` in <procfs>/stat, read before this; -1: unknown.
+            due: who may have run; None: anybody.
         Raises: OSError when procfs cannot be listed.
         """
         scan = Scan(now_ns)
-        known, pread = self._known, os.pread
-        # Not Path.iterdir: it makes an object per process.
-        listing = [int(name) for name in os.listdir(self._root) if name.isdecimal()]  # noqa: PTH208
         self._retries = RETRIES_PER_SCAN
-        for pid in listing:
-            process = known.get(pid)
-            if process is None:
-                self._meet(pid, scan, plausible_ns)
-                continue
-            try:
-                raw = pread(process.file, STAT_BYTES, 0) if process.file >= 0 else self._stat(pid)
-            except OSError:
-                raw = b""
-            if raw == process.raw:
-                if process.stale_ns:
-                    process.stale_ns = 0
-                continue
-            self._reread(process, raw, scan, plausible_ns)
-        for pid in known.keys() - listing:
-            self._forget(pid, scan)
-        self._unread.intersection_update(listing)
+        self.read(self._known.values() if due is None else due, scan, plausible_ns)
+        self._scans += 1
+        if forks != self._forks or not self.counts_forks or self._scans > self._list_at:
+            self._list(scan, plausible_ns)
+            self._forks = forks
         self._before_ns = now_ns
         return scan
 
+    def list_again(self) -> None:
+        """Let the next scan look for processes, whether or not anything was forked."""
+        self._list_at = self._scans
+
+    def read(self, due: Collection[Process], scan: Scan, plausible_ns: int) -> None:
+        """Read these processes now, into a scan that began at this tick."""
+        if len(due) > READ_PER_SCAN:
+            due = self._in_turn(due)
+        pread = os.pread
+        changed = []
+        for process in due:
+            try:
+                raw = pread(process.file, STAT_BYTES, 0)
+            except OSError:  # it ended, or too many files are open
+                raw = b""
+            if raw != process.raw:
+                changed.append((process, raw))
+        for process, raw in changed:
+            if self._known.get(process.pid) is process:
+                self._reread(process, raw, scan, plausible_ns)
+
+    def _in_turn(self, due: Collection[Process]) -> list[Process]:
+        begin = self._turn if self._turn < len(due) else 0
+        self._turn = begin + READ_PER_SCAN
+        chosen = list(islice(due, begin, self._turn))
+        for process in due:
+            process.stale_ns = process.stale_ns or self._before_ns or 0
+        return chosen
+
+    def _list(self, scan: Scan, plausible_ns: int) -> None:
+        """Meet who came, forget who went."""
+        self._list_at = self._scans + LIST_EVERY
+        # Not Path.iterdir: it makes an object per process.
+        present = set(os.listdir(self._root))  # noqa: PTH208
+        for process in [p for p in self._known.values() if p.zombie]:
+            # Nobody reads it any more, and its pid may be another's by now.
+            self.read((process,), scan, plausible_ns)
+        for name in self._names - present:
+            if (pid := _pid(name)) in self._known:
+                self._forget(pid, scan)
+        fresh = present - self._names
+        queue = [name for name in self._waiting if name in fresh]
+        queue += sorted(fresh.difference(queue), key=lambda name: (len(name), name))
+        now = len(queue) if self._before_ns is None else MET_PER_SCAN
+        self._waiting = queue[now:]
+        if self._waiting:
+            self.list_again()
+        unread = {
+            name
+            for name in queue[:now]
+            if (pid := _pid(name)) >= 0
+            and pid not in self._known
+            and not self._meet(pid, scan, plausible_ns)
+        }
+        self._names = present.difference(unread, self._waiting)
+        if self._unread:
+            self._unread.intersection_update(map(_pid, present))
+
     def groups(self, process: Process) -> bytes:
         """The process's cgroup file, read anew; what it held last when that fails."""
-        try:
-            path = self._root / str(process.pid) / "cgroup"
-            process.groups = read_whole(path, lambda raw: raw if raw.endswith(b"\n") else None)
-        except (OSError, Torn):
-            pass
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                if self._retries <= 0:
+                    break
+                self._retries -= 1
+                time.sleep(PAUSE_S)
+            try:
+                raw = _read(f"{self._root}/{process.pid}/cgroup")
+            except OSError:
+                break
+            if raw.endswith(b"\n"):
+                process.groups = raw
+                break
         return process.groups
 
     def _reread(self, process: Process, raw: bytes, scan: Scan, plausible_ns: int) -> None:
         """Its file changed, or cannot be read, or speaks of somebody else."""
         fields = _fields(raw)
         if fields is None or int(fields[19]) != process.start_ticks:
-            raw = self._stat_again(process.pid)
+            raw, file = self._open(process.pid)
             fields = _fields(raw)
             if fields is None:
-                if not (self._root / str(process.pid)).exists():
+                self._let_go(file)
+                if not os.path.exists(f"{self._root}/{process.pid}"):  # noqa: PTH110
                     self._forget(process.pid, scan)
                     return
-                # Unreadable for now.
+                process.raw = UNREADABLE
                 process.stale_ns = process.stale_ns or self._before_ns or scan.at_ns
                 return
             if int(fields[19]) != process.start_ticks:
+                self._let_go(file)
                 self._forget(process.pid, scan)
                 self._meet(process.pid, scan, plausible_ns)
                 return
-            self._close(process)
-            self._open(process)
+            self._let_go(process.file)
+            process.file = file
         used_ns, reaped_ns = process.used_ns, process.reaped_ns
         self._note(process, raw, fields)
+        if process.zombie:
+            scan.zombies.append(process)
         since_ns = process.stale_ns or self._before_ns or scan.at_ns
         process.stale_ns = 0
         if process.used_ns > used_ns or process.reaped_ns > reaped_ns:
@@ -190,15 +301,18 @@ class Processes:
                 )
             )
 
-    def _meet(self, pid: int, scan: Scan, plausible_ns: int) -> None:
-        raw = self._stat_again(pid)
+    def _meet(self, pid: int, scan: Scan, plausible_ns: int) -> bool:
+        """Whether it could be read."""
+        raw, file = self._open(pid)
         fields = _fields(raw)
         if fields is None:
+            self._let_go(file)
+            if raw:  # half written
+                self.list_again()
             if self._before_ns is None:
                 self._unread.add(pid)
-            return
-        process = Process(pid, int(fields[19]))
-        self._open(process)
+            return False
+        process = Process(pid, int(fields[19]), file=file)
         self._note(process, raw, fields)
         self._known[pid] = process
         scan.met.append(process)
@@ -207,31 +321,41 @@ class Processes:
         if is_new and 0 < process.used_ns + process.reaped_ns <= plausible_ns:
             since_ns = self._before_ns or scan.at_ns
             scan.changes.append(Change(process, since_ns, process.used_ns, process.reaped_ns))
+        return True
 
     def _note(self, process: Process, raw: bytes, fields: list[bytes]) -> None:
         name = raw[raw.index(b"(") + 1 : raw.rindex(b")")]
         if name != process.name:  # new, or it called exec: credentials may have changed too
             process.name = name
             try:
-                process.uid = (self._root / str(process.pid)).stat().st_uid
+                process.uid = os.stat(f"{self._root}/{process.pid}").st_uid  # noqa: PTH116
             except OSError:
                 process.uid = 0
         process.raw = raw
         process.parent = int(fields[1])
         process.kernel = bool(int(fields[6]) & KERNEL_THREAD)
+        # The first thread may end before the others: then they run on under a zombie's name.
+        process.zombie = fields[0] in ZOMBIES and fields[17] in (b"0", b"1")
         process.used_ns = (int(fields[11]) + int(fields[12])) * TICK_NS
         process.reaped_ns = (int(fields[13]) + int(fields[14])) * TICK_NS
 
     def _forget(self, pid: int, scan: Scan) -> None:
         process = self._known.pop(pid)
-        self._close(process)
+        self._names.discard(str(pid))  # whoever has the pid next is somebody new
+        self._let_go(process.file)
+        process.file = -1
         scan.ended.append(process)
 
-    def _stat(self, pid: int) -> bytes:
-        return (self._root / str(pid) / "stat").read_bytes()
+    def _open(self, pid: int) -> tuple[bytes, int]:
+        """Its `stat`, a few times while it is torn, and the open file.
 
-    def _stat_again(self, pid: int) -> bytes:
-        """Read by path, a few times while it is torn; b"" when it cannot be read."""
+        Returns: (b"", -1) when it cannot be read; (bytes, -1) when enough files are open.
+        """
+        try:
+            file = os.open(f"{self._root}/{pid}/stat", os.O_RDONLY)
+        except OSError:
+            return b"", -1
+        self._descriptors -= 1
         raw = b""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -240,27 +364,25 @@ class Processes:
                 self._retries -= 1
                 time.sleep(PAUSE_S)
             try:
-                raw = self._stat(pid)
+                raw = os.pread(file, STAT_BYTES, 0)
             except OSError:
-                return b""
+                break
             if _fields(raw) is not None:
-                return raw
-        return raw
+                break
+        if self._descriptors < 0:
+            self._let_go(file)
+            file = -1
+        return raw, file
 
-    def _open(self, process: Process) -> None:
-        if self._descriptors <= 0:
-            return
-        try:
-            process.file = os.open(self._root / str(process.pid) / "stat", os.O_RDONLY)
-            self._descriptors -= 1
-        except OSError:
-            process.file = -1
-
-    def _close(self, process: Process) -> None:
-        if process.file >= 0:
-            os.close(process.file)
-            process.file = -1
+    def _let_go(self, file: int) -> None:
+        if file >= 0:
+            os.close(file)
             self._descriptors += 1
+
+
+def _pid(name: str) -> int:
+    """-1 for what is no process."""
+    return int(name) if name.isascii() and name.isdecimal() else -1
 
 
 def _fields(raw: bytes) -> list[bytes] | None:

@@ -3,13 +3,17 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from joulegram.agent.cgroups import Cgroups
-from joulegram.agent.identity import Identity
+from joulegram.agent.identity import Identity, Place
+from joulegram.agent.members import Members
 from joulegram.agent.procfs import Process, Processes, Scan, cpu_times
 from joulegram.agent.textfile import Torn
 from joulegram.agent.windows import Timeline, Window
 from joulegram.agent.workloads import NOBODY, Owner
+
+T = TypeVar("T")
 
 CPUS_UNSAID = 64  # where /proc/stat lists none
 # A reader may come a while after a scheduler or a replayed tree has written.
@@ -44,34 +48,77 @@ class Usage:
     _cpus: int = 0
     _interrupts: tuple[int, int] | None = None  # (monotonic ns, ns of interrupts)
     _before_ns: int | None = None
+    _members: Members | None = None
     _owed_ns: dict[str, int] = field(default_factory=dict)  # per cgroup, <= 0
     # Parent -> (use of its ended children that was charged while they lived, monotonic ns).
     _seen_ns: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Both must be the kernel's own: in a played tree a process's file may be written at
+        # another moment than its cgroup's counter.
+        if self.processes.counts_forks and self.cgroups.kernels:
+            self._members = Members(self.processes, self.cgroups)
 
     def tick(self, timeline: Timeline, now_ns: int) -> None:
         """Read everything once. Raises: OSError when procfs is not there."""
         elapsed_ns = now_ns - self._before_ns if self._before_ns is not None else 0
         self._before_ns = now_ns
-        self._read_interrupts(timeline, now_ns)
+        forks = self._read_machine(timeline, now_ns)
         cpus = self._cpus or CPUS_UNSAID
+        counted_ns: dict[str, int] = {}
         # Counters before their processes: a process that ran on in between is a debt of its
         # cgroup, which the next reading settles, not a remainder that nobody can settle.
         for change in self.cgroups.scan((elapsed_ns + GROUP_SLACK_NS) * cpus):
+            _add(counted_ns, change.path, change.used_ns)
+            if change.parent is not None:
+                _add(counted_ns, change.parent, -change.used_ns)
             for window, part, _ in timeline.spread(change.used_ns, change.since_ns, change.at_ns):
-                own = window.group_ns
-                own[change.path] = own.get(change.path, 0) + part
+                _add(window.group_ns, change.path, part)
                 if change.parent is not None:
-                    own[change.parent] = own.get(change.parent, 0) - part
-        scan = self.processes.scan(now_ns, (elapsed_ns + PROCESS_SLACK_NS) * cpus)
-        for process in scan.met:
-            self.identity.place(process)
-        for used in scan.changes:
-            place = self.identity.place(used.process)
-            key = used.process, place.owner, place.group
-            for window, part, _ in timeline.spread(used.used_ns, used.since_ns, now_ns):
-                window.process_ns[key] = window.process_ns.get(key, 0) + part
+                    _add(window.group_ns, change.parent, -part)
+        plausible_ns = (elapsed_ns + PROCESS_SLACK_NS) * cpus
+        members = self._members
+        due = members.due() if members is not None else None
+        scan = self.processes.scan(now_ns, plausible_ns, forks, due)
+        used_ns = self._charge(timeline, scan, 0, 0)
+        if members is not None:
+            seen = len(scan.met), len(scan.changes)
+            moved = [p for p in members.strangers(counted_ns, used_ns) if self._moved(p)]
+            self.processes.read(moved, scan, plausible_ns)
+            self._charge(timeline, scan, *seen)
         if not self.cgroups.count_anything:
             self._charge_reaped(timeline, scan)
+
+    def _charge(self, timeline: Timeline, scan: Scan, met: int, changes: int) -> dict[str, int]:
+        """Place who was met and charge who used, from these indices of the scan on.
+
+        Returns: use per cgroup whose counter holds it.
+        """
+        counted: dict[str, int] = {}
+        for process in scan.met[met:]:
+            self._place(process)
+        for used in scan.changes[changes:]:
+            place = self._place(used.process)
+            if place.group is not None:
+                _add(counted, place.group, used.used_ns)
+            key = used.process, place.owner, place.group
+            for window, part, _ in timeline.spread(used.used_ns, used.since_ns, scan.at_ns):
+                _add(window.process_ns, key, part)
+        if self._members is not None:
+            for process in (*scan.ended, *scan.zombies):
+                self._members.drop(process)
+        return counted
+
+    def _place(self, process: Process) -> Place:
+        place = self.identity.place(process)
+        if self._members is not None:
+            self._members.put(process)
+        return place
+
+    def _moved(self, process: Process) -> bool:
+        path = process.path
+        self._place(process)
+        return process.path != path
 
     def close(self, window: Window) -> list[Use]:
         """Everybody's use of a window, in a fixed order; every use is > 0."""
@@ -103,19 +150,21 @@ class Usage:
         uses += [Use(owner, None, ns) for owner, ns in rest.items() if ns > 0]
         return sorted(uses, key=_fixed_order)
 
-    def _read_interrupts(self, timeline: Timeline, now_ns: int) -> None:
+    def _read_machine(self, timeline: Timeline, now_ns: int) -> int:
+        """Charge interrupts. Returns: how many processes were forked so far; -1: unknown."""
         try:
             times = cpu_times(self.procfs)
         except (OSError, Torn):
-            return  # the next reading says it all
+            return -1  # the next reading says it all
         self._cpus = times.cpus
         if self._interrupts is not None:
             before_ns, counted_ns = self._interrupts
             used_ns = times.interrupts_ns - counted_ns
             if used_ns > 0:
                 for window, part, _ in timeline.spread(used_ns, before_ns, now_ns):
-                    window.owner_ns[NOBODY] = window.owner_ns.get(NOBODY, 0) + part
+                    _add(window.owner_ns, NOBODY, part)
         self._interrupts = now_ns, times.interrupts_ns
+        return times.forks
 
     def _charge_reaped(self, timeline: Timeline, scan: Scan) -> None:
         """Where no cgroup counts: children that came and went show in who waited for them."""
@@ -136,12 +185,16 @@ class Usage:
             if unseen_ns > 0:
                 owner = self.identity.place(change.process).owner
                 for window, part, _ in timeline.spread(unseen_ns, change.since_ns, scan.at_ns):
-                    window.owner_ns[owner] = window.owner_ns.get(owner, 0) + part
+                    _add(window.owner_ns, owner, part)
 
     def _forget_debts(self) -> None:
         """A cgroup that is gone owes nobody."""
         for group in [g for g in self._owed_ns if self.cgroups.owner(g) != g]:
             del self._owed_ns[group]
+
+
+def _add(to: dict[T, int], key: T, ns: int) -> None:
+    to[key] = to.get(key, 0) + ns
 
 
 def _fixed_order(use: Use) -> tuple[Owner, int, int]:

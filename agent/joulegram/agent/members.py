@@ -1,0 +1,121 @@
+"""Which processes can have run since the last tick: the short cut.
+
+A process whose cgroup's counter stood still has not run, and is not read. That is exact as
+long as every process is known by the cgroup that counts it, and nobody tells when a process
+moves to another (a scheduler moves its children after the fork, so each job begins that way).
+So what a cgroup counted is held against what its processes say, and where they disagree by
+more than rounding, its own list of processes is read. The root and cgroups without a counter
+are always read.
+
+Reads  <cgroupfs>/**/cgroup.procs, through cgroups.py
+Format https://docs.kernel.org/admin-guide/cgroup-v2.html
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+
+from joulegram.agent.cgroups import Cgroups
+from joulegram.agent.procfs import TICK_NS, Process, Processes
+
+DISAGREE_NS = 3 * TICK_NS
+# Every process is read after so many ticks all the same: no surprise lasts longer.
+READ_ALL_WITHIN = 60
+
+Group = dict[Process, None]  # in the order in which they came
+
+
+class Members:
+    """The processes, by the cgroup whose counter holds their use."""
+
+    def __init__(self, processes: Processes, cgroups: Cgroups) -> None:
+        self._processes = processes
+        self._cgroups = cgroups
+        # Counting cgroup (None: only the root does) -> path of a cgroup -> its processes.
+        self._paths: dict[str | None, dict[str, Group]] = {}
+        self._counted_by: dict[str, str | None] = {}  # path -> counting cgroup
+        self._beyond_ns: defaultdict[str, int] = defaultdict(int)  # counted and nobody's, so far
+        self._round: Iterator[Process] = iter(())
+
+    def due(self) -> list[Process]:
+        """Who can have run since the last tick, as far as the counters just read say."""
+        if self._cgroups.reshaped:
+            self._regroup()
+        due = list(self._of(None))
+        for group in self._cgroups.moved:
+            due.extend(self._of(group))
+        share = len(self._processes) // READ_ALL_WITHIN + 1
+        some = list(islice(self._round, share))
+        if len(some) < share:
+            self._round = iter(tuple(self._processes.all()))
+        return due + some
+
+    def put(self, process: Process) -> None:
+        """Its `groups` were just read."""
+        path = self._cgroups.path_of(process.groups)
+        if path == process.path or process.zombie:
+            return
+        self.drop(process)
+        process.path = path
+        if path not in self._counted_by:
+            self._add(path, {})
+        self._paths[self._counted_by[path]][path][process] = None
+
+    def drop(self, process: Process) -> None:
+        """It ended, or moved."""
+        if (path := process.path) is None:
+            return
+        process.path = None
+        paths = self._paths[self._counted_by[path]]
+        del paths[path][process]
+        if not paths[path]:
+            del paths[path], self._counted_by[path]
+
+    def strangers(self, counted_ns: Mapping[str, int], used_ns: Mapping[str, int]) -> set[Process]:
+        """Processes that may have moved: somebody used what the known ones did not, or the reverse.
+
+        Args:
+            counted_ns: per cgroup, what its counter holds of this tick beyond its children's.
+            used_ns: per cgroup, what its known processes used in this tick.
+        """
+        found: set[Process] = set()
+        for group in {*counted_ns, *used_ns}:
+            self._beyond_ns[group] += counted_ns.get(group, 0) - used_ns.get(group, 0)
+            if abs(self._beyond_ns[group]) > DISAGREE_NS:
+                self._beyond_ns[group] = 0
+                found |= self._moved(self._of(group), self._cgroups.procs(group))
+        # Nothing is held against the root; its list is read at every tick.
+        if (pids := self._cgroups.root_procs()) is not None:
+            found |= self._moved((p for p in self._of(None) if p.path == "/"), pids)
+        return found
+
+    def _moved(self, known: Iterable[Process], pids: set[int] | None) -> set[Process]:
+        """Of a cgroup's known processes and those on its list, those that are not both."""
+        here = set(known)
+        if pids is None:
+            return here
+        moved = {process for process in here if process.pid not in pids}
+        for pid in pids.difference([process.pid for process in here]):
+            process = self._processes.get(pid)
+            if process is None:
+                self._processes.list_again()
+            elif not process.zombie:
+                moved.add(process)
+        return moved
+
+    def _of(self, group: str | None) -> Iterator[Process]:
+        for members in self._paths.get(group, {}).values():
+            yield from members
+
+    def _add(self, path: str, members: Group) -> None:
+        group = self._counted_by[path] = self._cgroups.owner("" if path == "/" else path)
+        self._paths.setdefault(group, {})[path] = members
+
+    def _regroup(self) -> None:
+        """Cgroups came or went: some processes are counted elsewhere now."""
+        before, self._paths = self._paths, {}
+        for paths in before.values():
+            for path, members in paths.items():
+                self._add(path, members)
+        for group in [g for g in self._beyond_ns if self._cgroups.owner(g) != g]:
+            del self._beyond_ns[group]
