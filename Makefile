@@ -9,7 +9,7 @@ PYTEST = PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help up test lint pytest bench chaos stubs clean venv venv-dev tools
+.PHONY: help up test lint pytest bench fuzz chaos stubs clean venv venv-dev tools
 
 help: ## this list
 	@echo "joulegram: joules in, grams out."
@@ -42,6 +42,10 @@ endif
 
 bench: venv-dev ## our cost as a ratio to the bare cost; writes build/bench.json
 	.venv/bin/python -m bench $(ARGS)
+
+fuzz: venv-dev ## whatever files hold, the agent goes on; an hour, guided: make fuzz ARGS="--seconds 600"
+	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install --quiet 'atheris>=3'
+	.venv/bin/python -m tests.fuzz.guided $(ARGS)
 
 chaos: venv-dev tools ## break every part at random, count every joule; writes build/chaos.json
 	.venv/bin/python -m chaos $(ARGS)
