@@ -45,16 +45,16 @@ class Hand(Clock):
         return stop.is_set()
 
 
-def asked(meter: Meter, **more: float) -> Background:
+def asked(meter: Meter) -> Background:
     """Stepped by the test; `sample` would start the thread."""
-    background = Background("meter", meter.ask, meter.clock, **more)
+    background = Background("meter", meter.ask, meter.clock, every_s=5.0, stale_s=20.0)
     background._thread = threading.current_thread()
     return background
 
 
 def test_it_is_asked_at_a_steady_pace_and_rests_when_slow() -> None:
     meter = Meter(Clock())
-    background = asked(meter, every_s=5.0)
+    background = asked(meter)
     waits = []
     for meter.takes_s in (0.0, 2.0, 4.9, 30.0):
         waits.append(background.step())
@@ -63,7 +63,7 @@ def test_it_is_asked_at_a_steady_pace_and_rests_when_slow() -> None:
 
 def test_failures_wait_longer_each_time_and_success_ends_it() -> None:
     meter = Meter(Clock())
-    background = asked(meter, every_s=5.0)
+    background = asked(meter)
     meter.says = SensorFailed("no")
     waits = [background.step() for _ in range(20)]
     assert waits[:4] == [5.0, 10.0, 20.0, 40.0] and waits[-1] == LONGEST_WAIT_S
@@ -93,7 +93,7 @@ def test_one_who_refuses_is_left_alone() -> None:
 
 def test_the_newest_sample_is_told_until_it_is_stale() -> None:
     meter = Meter(Clock())
-    background = asked(meter, stale_s=20.0)
+    background = asked(meter)
     meter.says = Sample(214_000_000, meter.clock.mono_ns())
     background.step()
     meter.says = SensorFailed("gone")
@@ -107,7 +107,7 @@ def test_the_newest_sample_is_told_until_it_is_stale() -> None:
 
 def test_one_who_hangs_is_said_to_hang() -> None:
     meter = Meter(Clock())
-    background = asked(meter, stale_s=20.0)
+    background = asked(meter)
     with pytest.raises(SensorFailed, match="not answered yet"):
         background.sample()
     meter.says = Sample(1, meter.clock.mono_ns())

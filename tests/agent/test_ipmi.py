@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from joulegram.agent.clock import SystemClock
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.sensors import ipmi
+from joulegram.agent.sensors.sensor import Sample
 from tests.agent.played import Clock
 
 FREEIPMI = """\
@@ -205,7 +206,7 @@ def test_the_platform_is_read_from_memory(tmp_path: Path) -> None:
         sensor.close()
 
 
-def _eventually(sensor: ipmi.IpmiPower) -> ipmi.Sample:
+def _eventually(sensor: ipmi.IpmiPower) -> Sample:
     for _ in range(1000):
         try:
             return sensor.sample()

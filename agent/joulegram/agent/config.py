@@ -5,9 +5,11 @@ A value that cannot hold is refused when the table is made, so that `joulegram c
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from joulegram.agent.errors import BadSetting
 from joulegram.agent.textfile import printable
@@ -15,6 +17,7 @@ from joulegram.agent.textfile import printable
 SLOT_MS = 300_000
 NODE_MAX = 255
 MAX_DAYS = 3650
+IPMI = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,38 @@ class AgentConfig:
         default=0.0,
         metadata={"help": "the CPU packages' TDP together, for the load model; 0: 4.5 W per CPU"},
     )
+    ipmi: str = field(
+        default="auto",
+        metadata={
+            "help": "whether to ask this machine's management controller for its power (IPMI "
+            "DCMI, by ipmi-dcmi or ipmitool): on, off, or auto: where it has one"
+        },
+    )
+    redfish_url: str = field(
+        default="",
+        metadata={"help": "https://HOST of this node's management controller, for its power"},
+    )
+    redfish_user: str = field(
+        default="", metadata={"help": "account there that may read (role ReadOnly)"}
+    )
+    redfish_password_file: Path | None = field(
+        default=None,
+        metadata={"help": "file that holds its password alone; others must not read it"},
+    )
+    redfish_ca: Path | None = field(
+        default=None, metadata={"help": "PEM certificates trusted to sign that controller's"}
+    )
+    redfish_insecure: bool = field(
+        default=False,
+        metadata={"help": "take any certificate of it, or none: whoever answers gets the password"},
+    )
+    redfish_chassis: Sequence[str] = field(
+        default=(),
+        metadata={
+            "help": "Id of a chassis whose power is this node's, where the controller does not "
+            "tell (repeatable: they are summed)"
+        },
+    )
     fold_cores: float = field(
         default=0.01,
         metadata={"help": "processes using less CPU than this share their workload's row"},
@@ -129,6 +164,9 @@ class AgentConfig:
             raise BadSetting(
                 f"agent.tls_{have} stands without agent.tls_{lack}: a certificate takes both."
             )
+        if self.ipmi not in IPMI:
+            raise BadSetting(f"agent.ipmi = {printable(self.ipmi)[:40]!r}: {', '.join(IPMI)}.")
+        self._check_redfish()
         if not 1.0 <= self.spool_max_days <= MAX_DAYS:
             raise BadSetting(
                 f"--spool-max-days {self.spool_max_days:g}: 1 to {MAX_DAYS} days, and fewer than "
@@ -138,6 +176,31 @@ class AgentConfig:
             raise BadSetting(
                 f"--spool-keep-hours {self.spool_keep_hours:g}: 0 to {24 * MAX_DAYS} hours; give "
                 "as many as may pass between two backups of the ledger. 24 is the default."
+            )
+
+    def _check_redfish(self) -> None:
+        if not self.redfish_url:
+            return
+        if (self.redfish_password_file is None) != (not self.redfish_user):
+            have, lack = (
+                ("user", "password_file") if self.redfish_user else ("password_file", "user")
+            )
+            raise BadSetting(f"agent.redfish_{have} stands without agent.redfish_{lack}.")
+        try:
+            url = urlsplit(self.redfish_url)
+            named = bool(url.hostname) and url.port != 0 and self.redfish_url.isprintable()
+        except ValueError:
+            named = False
+        # What may hold a password is not shown.
+        if not named or url.scheme not in ("http", "https") or url.username or url.password:
+            raise BadSetting(
+                "agent.redfish_url: an address such as https://10.0.0.7 or https://bmc-n7:8443; "
+                "user and password stand in redfish_user and redfish_password_file."
+            )
+        if url.scheme == "http" and not (self.redfish_insecure or is_loopback(url.hostname or "")):
+            raise BadSetting(
+                f"agent.redfish_url = {self.redfish_url}: without TLS anybody on the way reads "
+                "the password. Write https://, or set redfish_insecure where the way is trusted."
             )
 
 
@@ -162,6 +225,14 @@ class ResendOptions:
             "before now (6h); frames acknowledged since then go again"
         },
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as an address names it, is this machine."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_node(node: str) -> None:

@@ -1,0 +1,311 @@
+"""Asking a management controller over HTTPS, and trusting its answers with nothing.
+
+Speaks  Redfish's protocol: JSON resources, sessions (X-Auth-Token) or basic authentication
+Format  DMTF DSP0266, "Redfish Specification"; in 1.20 clauses 6 (protocol) and 13 (security)
+
+Nothing goes to another host than the configured one: neither a redirect nor a link leaves it.
+"""
+
+import json
+import os
+import ssl
+import stat
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+import httpx
+
+from joulegram.agent.errors import SensorDenied, SensorFailed
+from joulegram.agent.sensors.background import LONGEST_WAIT_S, Later
+
+WITHIN_S = 20.0  # of one answer; slow controllers take several seconds
+MAX_BYTES = 1_000_000
+MAX_PASSWORD_BYTES = 4096
+MAX_REDIRECTS = 3
+REDIRECTS = (301, 302, 303, 307, 308)
+ROOT = "/redfish/v1/"
+SESSIONS = "/redfish/v1/SessionService/Sessions"  # where a service root does not say it
+NO_SESSIONS = (404, 405, 501)
+BUSY = (429, 503)
+PORTS = {"http": 80, "https": 443}
+
+
+class NotThere(SensorFailed):
+    """The controller does not have this resource."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach one controller, as configured.
+
+    Attributes:
+        url: https://HOST[:PORT]; what follows is ignored.
+        user: "" where no authentication is asked for.
+        ca: PEM certificates that its own is signed with; None: this system's authorities.
+        insecure: take any certificate.
+    """
+
+    url: str
+    user: str = ""
+    password_file: Path | None = None
+    ca: Path | None = None
+    insecure: bool = False
+
+
+class RedfishClient:
+    """One controller's resources, over one connection. For one thread.
+
+    A session is opened when first needed, again when the controller forgot it, and ended by
+    `close`. A controller without sessions is given user and password with each request.
+    """
+
+    def __init__(self, access: Access, within_s: float = WITHIN_S) -> None:
+        parts = urlsplit(access.url)
+        self._origin = f"{parts.scheme}://{parts.netloc}"
+        self._host = _host(parts)
+        self._access = access
+        self._within_s = within_s
+        self._client: httpx.Client | None = None
+        self._token = ""
+        self._session = ""  # its path
+        self._basic: httpx.BasicAuth | None = None
+
+    def get(self, path: str) -> dict[str, Any]:
+        """A resource, decoded. Raises: NotThere, Later, SensorDenied, SensorFailed."""
+        if self._access.user and not self._token and self._basic is None:
+            self._log_in()
+        status, headers, body = self._followed(path)
+        if status == 401 and self._token:  # it forgot the session, or it timed out
+            self._token = self._session = ""
+            self._log_in()
+            status, headers, body = self._followed(path)
+        self._refuse(path, status, headers)
+        return _decoded(f"{self._origin}{path}", body)
+
+    def close(self) -> None:
+        """End the session, for controllers hold few; then the connection. Raises nothing."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        try:
+            if self._session:
+                client.request(
+                    "DELETE", self._origin + self._session, headers=self._headers(), timeout=2.0
+                )
+        except (httpx.HTTPError, httpx.InvalidURL):
+            pass  # it will time out by itself
+        finally:
+            self._token = self._session = ""
+            client.close()
+
+    def _log_in(self) -> None:
+        password = self._password()
+        said = json.dumps({"UserName": self._access.user, "Password": password}).encode()
+        sessions = self._sessions()
+        status, headers, body = self._request("POST", sessions, said)
+        if status in NO_SESSIONS:
+            self._basic = httpx.BasicAuth(self._access.user, password)
+            return
+        if status in (400, 401, 403):
+            raise SensorDenied(
+                f"{self._origin} refuses user {self._access.user!r} with the password in "
+                f"{self._access.password_file} ({status}). Correct redfish_user or the file; it "
+                f"is tried again in {LONGEST_WAIT_S:.0f} s, so that the account is not locked."
+            )
+        self._refuse(sessions, status, headers)
+        token = headers.get("x-auth-token", "")
+        if not token or len(token) > 4096 or not token.isascii():
+            raise SensorFailed(f"{self._origin} opened a session and gave no X-Auth-Token.")
+        self._token = token
+        self._session = self._session_path(headers, body)
+
+    def _sessions(self) -> str:
+        """Where sessions are opened; the service root says it to anybody."""
+        _, _, body = self._followed(ROOT)
+        try:
+            return self._path(_decoded("", body)["Links"]["Sessions"]["@odata.id"])
+        except (SensorFailed, LookupError, TypeError, AttributeError):
+            return SESSIONS
+
+    def _session_path(self, headers: Mapping[str, str], body: bytes) -> str:
+        where = headers.get("location", "")
+        try:
+            return self._path(where or _decoded("", body)["@odata.id"])
+        except (SensorFailed, LookupError, TypeError, AttributeError):
+            return ""
+
+    def _followed(self, path: str) -> tuple[int, Mapping[str, str], bytes]:
+        """The answer to a GET, at most a few redirects away, on the same host."""
+        for _ in range(MAX_REDIRECTS + 1):
+            status, headers, body = self._request("GET", path)
+            if status not in REDIRECTS:
+                return status, headers, body
+            path = self._path(headers.get("location", ""))
+        raise SensorFailed(f"{self._origin}{path}: redirected again and again.")
+
+    def _path(self, where: str) -> str:
+        """The path of a link or a redirect. Raises: SensorFailed where it leaves the host."""
+        try:
+            parts = urlsplit(where)
+            same = not (parts.scheme or parts.netloc) or _host(parts) == self._host
+        except ValueError:
+            same = False
+        if not same or not parts.path.startswith("/") or not where.isprintable():
+            raise SensorFailed(
+                f"{self._origin} points to {where[:120]!r}, which is not on the same host; it "
+                "is not followed. Set redfish_url to the address that the controller uses."
+            )
+        return parts.path + (f"?{parts.query}" if parts.query else "")
+
+    def _request(
+        self, method: str, path: str, content: bytes | None = None
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """(status, headers, body), bounded in time and size. Raises: SensorFailed."""
+        url = self._origin + self._path(path)
+        if self._client is None:
+            self._client = self._connected()
+        deadline_s = time.monotonic() + self._within_s
+        try:
+            # With a session under way user and password stay at home.
+            auth = None if self._token else self._basic
+            with self._client.stream(
+                method, url, content=content, headers=self._headers(), auth=auth
+            ) as answer:
+                body = bytearray()
+                # Raw: a compressed body may be bounded on the wire and still fill the memory.
+                for piece in answer.iter_raw():
+                    body += piece
+                    if len(body) > MAX_BYTES:
+                        raise SensorFailed(f"{url}: the answer is larger than {MAX_BYTES} bytes.")
+                    # httpx's own limit starts again with every piece.
+                    if time.monotonic() > deadline_s:
+                        raise SensorFailed(f"{url}: no whole answer in {self._within_s:g} s.")
+                if answer.headers.get("content-encoding", "identity") != "identity":
+                    raise SensorFailed(f"{url}: the answer is compressed, unasked.")
+                return answer.status_code, answer.headers, bytes(body)
+        except httpx.TimeoutException as exc:
+            raise SensorFailed(
+                f"{url}: no answer in {self._within_s:g} s. The management controller is slow, "
+                "hangs, or is not reached from this node."
+            ) from exc
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
+            raise SensorFailed(f"{url}: {_why(exc)}") from exc
+
+    def _refuse(self, path: str, status: int, headers: Mapping[str, str]) -> None:
+        """Raises what a status other than success means."""
+        url = f"{self._origin}{path}"
+        if status in (200, 201):
+            return
+        if status in (401, 403):
+            self._basic = None  # the password's file is read again
+            raise SensorDenied(
+                f"{url}: {'who asks is not accepted' if status == 401 else 'not allowed'} "
+                f"({status}). Set redfish_user and redfish_password_file in [agent] to an account "
+                "that may read (role ReadOnly)."
+            )
+        if status in (404, 410):
+            raise NotThere(f"{url}: is not there ({status}).")
+        if status in BUSY:
+            after_s = _after_s(headers.get("retry-after", ""))
+            raise Later(f"{url}: busy ({status}); the agent asks again.", after_s)
+        raise SensorFailed(f"{url}: answered {status}.")
+
+    def _headers(self) -> dict[str, str]:
+        fixed = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            "OData-Version": "4.0",
+            "User-Agent": "joulegram",
+        }
+        return fixed | ({"X-Auth-Token": self._token} if self._token else {})
+
+    def _connected(self) -> httpx.Client:
+        return httpx.Client(
+            verify=self._context(),
+            timeout=self._within_s,
+            follow_redirects=False,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
+            trust_env=False,  # neither a proxy nor a .netrc has a say in this
+        )
+
+    def _context(self) -> ssl.SSLContext | bool:
+        if self._host[0] == "http":
+            return False  # reading the system's authorities takes its time
+        try:
+            context = ssl.create_default_context(
+                cafile=str(self._access.ca) if self._access.ca else None
+            )
+        except (OSError, ssl.SSLError) as exc:
+            raise SensorFailed(
+                f"agent.redfish_ca = {self._access.ca}: no PEM certificates that can be read "
+                f"({exc.strerror or exc})."
+            ) from exc
+        if self._access.insecure:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def _password(self) -> str:
+        """Read anew for every session, so that a changed one needs no restart."""
+        path = self._access.password_file
+        if path is None:
+            return ""
+        try:
+            with path.open("rb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                content = file.read(MAX_PASSWORD_BYTES)
+            password = content.decode().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise SensorDenied(
+                f"agent.redfish_password_file = {path}: cannot be read "
+                f"({getattr(exc, 'strerror', None) or 'not UTF-8'}). Name a file that this user "
+                "may read and that holds the password alone."
+            ) from exc
+        if mode & (stat.S_IROTH | stat.S_IWOTH):
+            raise SensorDenied(
+                f"agent.redfish_password_file = {path}: every user of this machine may read it. "
+                "chmod 0600 it."
+            )
+        return password
+
+
+def _host(parts: SplitResult) -> tuple[str, str | None, int | None]:
+    return parts.scheme, parts.hostname, parts.port or PORTS.get(parts.scheme)
+
+
+def _decoded(url: str, body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise SensorFailed(f"{url}: the answer is not JSON: {body[:80]!r}") from exc
+    if not isinstance(found, dict):
+        raise SensorFailed(f"{url}: the answer is no JSON object: {body[:80]!r}")
+    return found
+
+
+def _after_s(text: str) -> float:
+    """Retry-After: seconds, or a date. 0 where it says neither."""
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return float(text)
+    try:
+        at = parsedate_to_datetime(text)
+        return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return 0.0
+
+
+def _why(exc: Exception) -> str:
+    text = f"{type(exc).__name__} {exc}".strip()[:300]
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return (
+            f"its certificate is not accepted: {text}. Set redfish_ca in [agent] to the "
+            "certificate of who signed it (of a self-signed one: itself), or redfish_insecure."
+        )
+    return text
