@@ -92,7 +92,7 @@ class CrayCounter:
     def _started(self, folder: Path) -> tuple[str, int]:
         """Changes when the energies start again. Where there is no `startup` the cap must do."""
         for name in ("startup", "generation"):
-            if (folder / name).exists():
+            if _is_there(folder / name):
                 return name, _read(folder / name)
         return "", 0
 
@@ -105,7 +105,7 @@ def find(sysfs: Path, clock: Clock) -> list[CrayCounter]:
     folder = sysfs / "cray/pm_counters"
     node = [CrayCounter(folder / "energy", "platform", "other", clock)]
     parts = [p for p in _parts(folder, clock) if p.component != "gpu"]
-    return [counter for counter in node + parts if counter.path.exists()]
+    return [counter for counter in node + parts if _is_there(counter.path)]
 
 
 def accelerators(sysfs: Path, clock: Clock) -> list[CrayCounter]:
@@ -132,6 +132,13 @@ def _parts(folder: Path, clock: Clock) -> Iterator[CrayCounter]:
 
 def _order(name: re.Match[str]) -> tuple[str, int]:
     return name[1], int(name[2] or 0)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # in a folder that this user may not enter
+        return False
 
 
 def _read(path: Path, unit: bytes | None = None) -> int:
