@@ -17,7 +17,7 @@ def build(folder: Path, without: Collection[str] = ()) -> Path:
     Args:
         without: functions that it shall not have, as a library of another age.
     """
-    compiler = shutil.which("gcc") or need("cc")
+    compiler = shutil.which("cc") or need("gcc")
     folder.mkdir(parents=True, exist_ok=True)
     argv = [compiler, "-shared", "-fPIC", "-O1", "-fvisibility=hidden", "-pthread"]
     if without:

@@ -1,0 +1,110 @@
+"""Who uses an NVIDIA GPU and who has it open, asked of NVML once a tick.
+
+The driver samples the SM use of each process; weighted by time (sm_use.py) that is right as it
+is for time-slicing and for MPS. No samples at the moment ("not found") is an answer: nobody was
+busy. Where the driver never samples processes ("not supported"), the GPU's own utilisation goes
+in equal parts to whoever has it open, and where it has not even that, its time does; both are
+`modelled`.
+
+Compute, graphics and MPS processes count as having it open. GPUs in MIG mode: mig_users.py.
+What ended between two looks is owed what accounting mode says: gpu_accounting.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from joulegram.agent.clock import Clock
+from joulegram.agent.sensors.gpu import GpuLook, GpuOpen, GpuUse
+from joulegram.agent.sensors.gpu_accounting import Accounting
+from joulegram.agent.sensors.mig import instances
+from joulegram.agent.sensors.mig_users import MigUsers
+from joulegram.agent.sensors.nvidia_names import names_of
+from joulegram.agent.sensors.nvidia_processes import opened, sm_samples
+from joulegram.agent.sensors.nvml import Board
+from joulegram.agent.sensors.sm_use import SmUse
+
+# How often to ask what hardly ever changes: MIG mode and its instances, accounting mode, indexes.
+LAYOUT_EVERY_NS = 10_000_000_000
+
+
+@dataclass(slots=True)
+class Users:
+    """One GPU's users."""
+
+    board: Board
+    clock: Clock
+    _looked_ns: int | None = field(default=None, init=False)
+    _laid_out_ns: int | None = field(default=None, init=False)
+    _generation: int = field(default=0, init=False)
+    _names: dict[str, float] = field(default_factory=dict, init=False)
+    _mig: MigUsers | None = field(default=None, init=False)
+    _accounting: Accounting | None = field(default=None, init=False)
+    _use: SmUse = field(default_factory=SmUse, init=False)
+
+    def names(self) -> Mapping[str, float]:
+        """From memory; a change is seen within LAYOUT_EVERY_NS."""
+        return self._names
+
+    def look(self) -> GpuLook:
+        """Raises: SensorFailed."""
+        now_ns = self.clock.mono_ns()
+        if self._outdated(now_ns):
+            self.lay_out()
+        elapsed_ns = 0 if self._looked_ns is None else max(0, now_ns - self._looked_ns)
+        look = self._mig.look(elapsed_ns) if self._mig else self._whole(elapsed_ns)
+        self._looked_ns = now_ns
+        return look
+
+    def lay_out(self) -> None:
+        """Ask what hardly ever changes. Raises: SensorFailed."""
+        now_ns = self.clock.mono_ns()
+        parts = instances(self.board)
+        if not parts:
+            self._mig = None
+        elif self._mig is None:
+            self._mig = MigUsers(self.board, self.clock, parts)
+        else:
+            self._mig.replace(parts)
+        if not self.board.told("nvmlDeviceGetAccountingMode"):
+            self._accounting = None
+        elif self._accounting is None or self._generation != self.board.generation:
+            self._accounting = Accounting(self.board)
+        self._names = names_of(self.board, parts)
+        self._laid_out_ns, self._generation = now_ns, self.board.generation
+
+    def _outdated(self, now_ns: int) -> bool:
+        return (
+            self._laid_out_ns is None
+            or now_ns - self._laid_out_ns >= LAYOUT_EVERY_NS
+            or self._generation != self.board.generation
+            or (self._mig is not None and self._mig.outdated)
+        )
+
+    def _whole(self, elapsed_ns: int) -> GpuLook:
+        pids = list(dict.fromkeys(process.pid for process in opened(self.board.ask)))
+        now_us = self.clock.wall_ns() // 1000
+        samples = sm_samples(self.board.ask, self._use.since_us(now_us))
+        if samples is not None:
+            busy_ns = self._use.take(samples, now_us, elapsed_ns // 1000)
+            weights = dict(busy_ns)
+        else:
+            busy_ns, weights = self._split_use(pids, elapsed_ns)
+        modelled = samples is None and any(weights.values())
+        if self._accounting is not None:
+            for pid, ns in self._accounting.owed_ns(pids, busy_ns, elapsed_ns).items():
+                busy_ns[pid] = busy_ns.get(pid, 0) + ns
+                weights[pid] = weights.get(pid, 0) + ns
+        uses = [
+            GpuUse(pid, busy_ns.get(pid, 0), weight) for pid, weight in weights.items() if weight
+        ]
+        return GpuLook(uses, [GpuOpen(pid, "", 1.0) for pid in pids], modelled)
+
+    def _split_use(
+        self, pids: Sequence[int], elapsed_ns: int
+    ) -> tuple[dict[int, int], dict[int, int]]:
+        """(busy, weights) of a GPU that does not say which process did what."""
+        rates = self.board.told("nvmlDeviceGetUtilizationRates")
+        if rates is None or not 0 <= rates.gpu <= 100:
+            return {}, dict.fromkeys(pids, elapsed_ns // max(1, len(pids)))
+        busy_ns = dict.fromkeys(pids, elapsed_ns * int(rates.gpu) // 100 // max(1, len(pids)))
+        return busy_ns, dict(busy_ns)
