@@ -18,6 +18,8 @@ SLOT_MS = 300_000
 NODE_MAX = 255
 MAX_DAYS = 3650
 IPMI = ("auto", "on", "off")
+SLURM = ("auto", "off")
+DOCKER_SOCKET = "/var/run/docker.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,35 @@ class AgentConfig:
             "tell (repeatable: they are summed)"
         },
     )
+    slurm: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: ask scontrol and squeue whose jobs are whose, where they are on PATH; "
+            "off: take the jobs' own environments"
+        },
+    )
+    kubelet_url: str = field(
+        default="",
+        metadata={"help": "https://NODE:10250 of this node's kubelet, for the names of pods"},
+    )
+    kubelet_token_file: Path | None = field(
+        default=None,
+        metadata={"help": "file with a service account's token for the kubelet; read anew"},
+    )
+    kubelet_ca: Path | None = field(
+        default=None, metadata={"help": "PEM certificates trusted to sign the kubelet's"}
+    )
+    kubelet_insecure: bool = field(
+        default=False,
+        metadata={"help": "trust whoever answers as the kubelet: its certificate is its own"},
+    )
+    docker_socket: str = field(
+        default=DOCKER_SOCKET,
+        metadata={
+            "help": "socket of Docker, or of Podman (/run/podman/podman.sock), for the names of "
+            "containers, where it is there; empty: none"
+        },
+    )
     fold_cores: float = field(
         default=0.01,
         metadata={"help": "processes using less CPU than this share their workload's row"},
@@ -167,6 +198,7 @@ class AgentConfig:
         if self.ipmi not in IPMI:
             raise BadSetting(f"agent.ipmi = {printable(self.ipmi)[:40]!r}: {', '.join(IPMI)}.")
         self._check_redfish()
+        self._check_owners()
         if not 1.0 <= self.spool_max_days <= MAX_DAYS:
             raise BadSetting(
                 f"--spool-max-days {self.spool_max_days:g}: 1 to {MAX_DAYS} days, and fewer than "
@@ -201,6 +233,31 @@ class AgentConfig:
             raise BadSetting(
                 f"agent.redfish_url = {self.redfish_url}: without TLS anybody on the way reads "
                 "the password. Write https://, or set redfish_insecure where the way is trusted."
+            )
+
+    def _check_owners(self) -> None:
+        if self.slurm not in SLURM:
+            raise BadSetting(f"agent.slurm = {printable(self.slurm)[:40]!r}: {', '.join(SLURM)}.")
+        if not self.kubelet_url:
+            return
+        try:
+            url = urlsplit(self.kubelet_url)
+            named = bool(url.hostname) and url.port != 0 and self.kubelet_url.isprintable()
+        except ValueError:
+            named = False
+        if not named or url.scheme not in ("http", "https") or url.username or url.password:
+            raise BadSetting(
+                "agent.kubelet_url: an address such as https://127.0.0.1:10250; the token stands "
+                "in kubelet_token_file."
+            )
+        if (
+            url.scheme == "http"
+            and self.kubelet_token_file is not None
+            and not (self.kubelet_insecure or is_loopback(url.hostname or ""))
+        ):
+            raise BadSetting(
+                f"agent.kubelet_url = {self.kubelet_url}: without TLS anybody on the way reads "
+                "the token. Write https://."
             )
 
 

@@ -121,13 +121,16 @@ def _add_held(
 
 
 def _add_workload(frame: Frame, owner: Owner, identity: Identity) -> None:
-    user = printable(identity.user_of(owner))
+    known = identity.about(owner)
     frame.workloads.add(
         scope=identity.scope_of(owner),
         kind=owner.kind,
         id=printable(owner.id),
-        user=user,
-        name=user if owner.kind == "user" else printable(owner.id),
+        user=known.user,
+        project=known.project,
+        name=known.name,
+        attributes=known.attributes,
+        reserved_cpus=known.reserved_cpus,
     )
 
 

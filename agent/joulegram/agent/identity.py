@@ -1,20 +1,38 @@
-"""Names for owners: from a process to its workload, from a uid to a user.
+"""Who processes and cgroups belong to, and what is known of those owners.
 
-Reads  <procfs>/<pid>/cgroup, <procfs>/<pid>/environ (only SLURM_JOB_ID, only for Slurm jobs
-       whose folder is named by a SLUID), the host's user database
+Reads  <procfs>/<pid>/cgroup; the host's user database and owners/ know the names
 """
 
-import pwd
+import re
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from joulegram.agent.cgroups import Cgroups, memberships
+from joulegram.agent.owners.batch import Batch
+from joulegram.agent.owners.known import Known, merged
+from joulegram.agent.owners.lookup import Lookup
+from joulegram.agent.owners.owners import Owners
+from joulegram.agent.owners.users import login_names
 from joulegram.agent.procfs import Process, Processes
-from joulegram.agent.textfile import visible
-from joulegram.agent.workloads import BATCH, SITE_WIDE, SLURM_SLUID, SYSTEM, Owner, owner, strongest
+from joulegram.agent.textfile import printable
+from joulegram.agent.workloads import (
+    BATCH,
+    SITE_WIDE,
+    SLURM_SLUID,
+    SYSTEM,
+    Owner,
+    in_user_slice,
+    owner,
+    root_of,
+    strongest,
+)
 
-REMEMBERED = 65536
+REMEMBERED = 4096
+SITE = "site"  # scope of a cluster that nobody named
+OUTSIDE = -1  # of every login user's slice
+CLAIMED = ("kubernetes", "container")  # what a login user may make, and may give any name
+DOMAIN = re.compile(r"(?:qemu|lxc|ch|xen)-\d+-(.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +43,21 @@ class Place:
     group: str | None  # the cgroup whose counter holds its use; None: no counter does
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the cgroups of a process say."""
+
+    owner: Owner
+    path: str  # where CPU time is counted
+    claim: int | None  # the uid below whose slice the pod or container is; None: it needs none
+
+
 @dataclass(slots=True)
 class Identity:
     """Who processes and cgroups belong to.
 
     Args:
-        scope: the cluster's name for jobs, pods and users.
+        scope: the cluster's name for jobs, pods and users; "": Slurm's, else "site".
         node: scope of everything that exists on this node alone.
     """
 
@@ -39,72 +66,115 @@ class Identity:
     cgroups: Cgroups
     scope: str
     node: str
-    _owners: OrderedDict[bytes, tuple[Owner, str]] = field(default_factory=OrderedDict)
-    _jobs: OrderedDict[str, str] = field(default_factory=OrderedDict)  # SLUID -> job id
+    owners: Owners | None = None  # None: jobs' own environments alone
+    _all: Owners = field(init=False)
+    _found: OrderedDict[bytes, Found] = field(default_factory=OrderedDict)
     _users: OrderedDict[Owner, int] = field(default_factory=OrderedDict)  # -> uid
+    _claims: OrderedDict[Owner, int] = field(default_factory=OrderedDict)  # -> uid or OUTSIDE
+    _roots: OrderedDict[Owner, tuple[str, Process]] = field(default_factory=OrderedDict)
+    _names: Lookup[int, str] = field(default_factory=login_names)
+
+    def __post_init__(self) -> None:
+        self._all = self.owners or Owners(Batch(self.procfs))
 
     def place(self, process: Process) -> Place:
         """Where the process is now: its cgroup is read anew, since processes move."""
         groups = self.processes.groups(process)
-        known = self._owners.get(groups)
+        known = self._found.get(groups)
         if known is None:
-            paths = [path for _, path in memberships(groups)]
-            known = strongest(map(owner, paths)), self.cgroups.path_of(groups)
-            _remember(self._owners, groups, known)
-        found, path = known
-        if found.kind == "slurm" and SLURM_SLUID.fullmatch(found.id):
-            found = self._job(found, process)
+            known = self._find(groups, process)
+        found = known.owner
+        if known.claim is not None:
+            found = self._unless_anothers(found, known.claim)
+        if (meet := self._all.meets.get(found.kind)) is not None:
+            meet(found, process.pid, process.start_ticks)
+            found = self._numbered(found)
         uid = self._users.get(found)
         # A batch system's own helpers run as root inside the job, and come first.
         helper = uid == 0 != process.uid and found.kind in BATCH
         if helper or (uid is None and found.kind != SYSTEM):
             _remember(self._users, found, process.uid)
-        return Place(found, self.cgroups.owner("" if path == "/" else path))
+        return Place(found, self.cgroups.owner("" if known.path == "/" else known.path))
 
     def of_group(self, path: str) -> Owner:
         """Whose a cgroup is."""
         found = owner(path)
-        if found.id in self._jobs:
-            return Owner(found.kind, self._jobs[found.id])
-        return found
+        if found.kind in CLAIMED and (uid := in_user_slice(path)) is not None:
+            return self._unless_anothers(found, uid)
+        return self._numbered(found)
 
     def scope_of(self, found: Owner) -> str:
-        return self.scope if found.kind in SITE_WIDE else self.node
+        if found.kind not in SITE_WIDE:
+            return self.node
+        return self.scope or printable(self._all.cluster) or SITE
 
-    def user_of(self, found: Owner) -> str:
-        """The login name behind a workload; "" where none is known."""
+    def about(self, found: Owner) -> Known:
+        """What is known of an owner by now. Its name is never empty, except for reserved kinds."""
         if found.kind == "user":
-            return user_name(int(found.id))
+            login = self._login(int(found.id))
+            return Known(user=login, name=login)
+        said, started = self._all.said(found), self._all.started_with(found)
         uid = self._users.get(found)
-        return "" if uid is None else user_name(uid)
+        # Root may be the scheduler's own helper, and the first to be seen.
+        user = said.user or (self._names.get(uid) if uid else "") or started.user
+        if not user and uid is not None:
+            user = self._login(uid)
+        known = merged(said, started)
+        domain = DOMAIN.fullmatch(found.id) if found.kind == "vm" else None
+        name = known.name or printable(domain[1] if domain else found.id)
+        return replace(known, user=printable(user), name=name)
 
-    def _job(self, found: Owner, process: Process) -> Owner:
-        if found.id not in self._jobs:
-            job = _slurm_job(self.procfs / str(process.pid) / "environ")
-            if job is None:
-                return found
-            _remember(self._jobs, found.id, job)
-        return Owner(found.kind, self._jobs[found.id])
+    def holding(self) -> list[tuple[Owner, tuple[str, ...]]]:
+        """Workloads that hold GPUs now, and which, as their schedulers name them."""
+        return self._all.holding(self._alive)
 
+    def close(self) -> None:
+        """End the threads that ask for names."""
+        self._all.close()
 
-def user_name(uid: int) -> str:
-    """The host's name of a uid, or the number where it has none."""
-    try:
-        return visible(pwd.getpwuid(uid).pw_name)
-    except (KeyError, OverflowError):
-        return str(uid)
+    def _find(self, groups: bytes, process: Process) -> Found:
+        paths = [path for _, path in memberships(groups)]
+        found = strongest(map(owner, paths))
+        path = self.cgroups.path_of(groups)
+        claim = None
+        if found.kind in CLAIMED:
+            claim = next(in_user_slice(path) for path in paths if owner(path) == found)
+            if claim is None:
+                _remember(self._claims, found, OUTSIDE)
+        elif found.kind in BATCH:
+            _remember(self._roots, found, (root_of(path) if owner(path) == found else "", process))
+        known = Found(found, path, claim)
+        _remember(self._found, groups, known)
+        return known
 
+    def _unless_anothers(self, found: Owner, uid: int) -> Owner:
+        """The pod or container below a user's slice, unless its name is known from elsewhere.
 
-def _slurm_job(environ: Path) -> str | None:
-    try:
-        variables = environ.read_bytes().split(b"\0")
-    except OSError:
-        return None
-    for variable in variables:
-        name, _, value = variable.partition(b"=")
-        if name == b"SLURM_JOB_ID" and value.isdigit():
-            return value.decode()
-    return None
+        Users name the folders below their slice: one could take the name of a container that
+        is not theirs, and charge it.
+        """
+        first = self._claims.get(found)
+        if first is None:
+            _remember(self._claims, found, uid)
+        return found if first in (None, uid) else Owner("user", str(uid))
+
+    def _numbered(self, found: Owner) -> Owner:
+        if found.kind == "slurm" and SLURM_SLUID.fullmatch(found.id):
+            job = self._all.job_of(found.id)
+            return found if job is None else Owner("slurm", job)
+        return found
+
+    def _alive(self, found: Owner) -> bool:
+        if found not in self._roots:
+            return False
+        root, process = self._roots[found]
+        if root and self.cgroups.owner(root) == root:
+            return True
+        return self.processes.get(process.pid) is process
+
+    def _login(self, uid: int) -> str:
+        """The host's name of a uid, or the number where it has none, or none yet."""
+        return printable(self._names.get(uid) or str(uid))
 
 
 def _remember(memory: OrderedDict, key: object, value: object) -> None:  # type: ignore[type-arg]

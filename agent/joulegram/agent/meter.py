@@ -17,6 +17,7 @@ from joulegram.agent.frames import frame_of
 from joulegram.agent.gpus import Gpus
 from joulegram.agent.identity import Identity
 from joulegram.agent.machine import boot_id, sensors
+from joulegram.agent.owners.owners import Owners
 from joulegram.agent.procfs import Processes
 from joulegram.agent.sensors.gpu import GpuUsers
 from joulegram.agent.usage import Usage
@@ -36,6 +37,7 @@ class Meter:
         floors: idle floors learnt before; go on being learnt.
         find: every sensor that this machine has now; asked again every few seconds.
         kernels: whether procfs and cgroupfs keep the kernel's promises; None: look.
+        owners: who knows whose workloads are whose; None: as configured.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Meter:
         floors: Floors | None = None,
         find: Callable[[], Iterable[AnySensor]] | None = None,
         kernels: bool | None = None,
+        owners: Owners | None = None,
     ) -> None:
         self._config = config
         self._on_tick = on_tick
@@ -61,10 +64,15 @@ class Meter:
         processes = Processes(config.procfs, counts_forks=kernels)
         cgroups = Cgroups(config.cgroupfs, self._clock, kernels=kernels)
         self._identity = Identity(
-            config.procfs, processes, cgroups, config.scope or "site", config.node
+            config.procfs,
+            processes,
+            cgroups,
+            config.scope,
+            config.node,
+            owners or Owners.of(config),
         )
         self._usage = Usage(config.procfs, processes, cgroups, self._identity, config.fold_cores)
-        self._gpus = Gpus(processes, self._identity, lambda: ())
+        self._gpus = Gpus(processes, self._identity, self._identity.holding)
         self._find_sensors()
         unknown = sorted(set(config.idle_w) - set(self.devices.metered))
         if unknown:
@@ -100,6 +108,7 @@ class Meter:
         timeline.close(clock.mono_ns())
         for window in timeline.open:
             yield from self._sound(window)
+        self._identity.close()
 
     def _read(self, timeline: Timeline) -> None:
         self.devices.tick(timeline)
