@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 DEBIAN_PACKAGE = {"promtool": "prometheus", "npx": "npm", "node": "nodejs"}
 
+# For what must come some time: a loaded machine takes its time. What must come soon says how soon.
+PATIENCE_S = 60.0
+
 # Chromium's own background requests would look like leaks of the page.
 CHROMIUM_ARGS = (
     "--no-sandbox",
@@ -54,7 +57,7 @@ def free_port() -> int:
         return port
 
 
-def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
     """Poll until `holds()`; a connection error counts as not yet. Raises TimeoutError."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -68,7 +71,7 @@ def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 20.0) ->
 
 def answers(url: str) -> bool:
     """Whether `url` answers 200."""
-    return httpx.get(url, timeout=2.0).status_code == 200
+    return httpx.get(url, timeout=10.0).status_code == 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Program:
         """All that it wrote so far, stdout first."""
         return self.stdout.read_text() + self.stderr.read_text()
 
-    def await_answer(self, url: str, timeout_s: float = 20.0) -> None:
+    def await_answer(self, url: str, timeout_s: float = PATIENCE_S) -> None:
         """Return once `url` answers 200; raise AssertionError when the program ends before."""
 
         def holds() -> bool:
@@ -99,7 +102,7 @@ class Program:
         except TimeoutError as late:
             raise TimeoutError(f"{late}; it said:\n{self.said()}") from None
 
-    def stop(self, how: signal.Signals = signal.SIGTERM, timeout_s: float = 10.0) -> int:
+    def stop(self, how: signal.Signals = signal.SIGTERM, timeout_s: float = 30.0) -> int:
         """Signal it and return its exit status (minus the signal's number if that ended it)."""
         if self.process.poll() is None:
             self.process.send_signal(how)
@@ -167,7 +170,7 @@ class Prometheus:
 
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
         """An instant query's vector: (labels, value) pairs."""
-        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": promql}, timeout=5.0)
+        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": promql}, timeout=20.0)
         body: dict[str, Any] = answer.json()
         assert body["status"] == "success", body
         return [(r["metric"], float(r["value"][1])) for r in body["data"]["result"]]

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from joulegram.v1.telemetry_pb2 import Ack, Frame, Refusal, SeqRange
-from tests.servers import free_port
+from tests.servers import PATIENCE_S, free_port
 
 SENT_AT_TAG = b"\xf8\x7f"
 
@@ -87,7 +87,7 @@ class PlayedCollector:
         """At once: streams break."""
         self.server.stop(None).wait()
 
-    def wait_for(self, holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    def wait_for(self, holds: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         with self.changed:
             assert self.changed.wait_for(holds, timeout_s), f"after {timeout_s} s still not so"
 

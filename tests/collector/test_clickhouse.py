@@ -116,8 +116,9 @@ async def test_a_server_that_stalls_at_any_moment_loses_and_doubles_nothing(
     """Our patience ends while it still works: what we gave up may land later, after the retry."""
     rng = random.Random(11)
     with own.running() as program:
-        ledger = ClickhouseLedger(own.config("joules", timeout_s=0.3, connect_timeout_s=0.3))
-        migrate(ledger)
+        patient = ClickhouseLedger(own.config("joules"))
+        migrate(patient)
+        ledger = ClickhouseLedger(own.config("joules", timeout_s=0.5, connect_timeout_s=0.5))
         rollup = Rollup(ledger)
         writer = Writer(ledger, group_s=0.0, on_durable=[rollup.touch])
         writing = asyncio.create_task(writer.run())
@@ -127,15 +128,14 @@ async def test_a_server_that_stalls_at_any_moment_loses_and_doubles_nothing(
             sending = asyncio.create_task(offer(writer, frames[first : first + 10]))
             await asyncio.sleep(rng.uniform(0.0, 0.03))
             program.process.send_signal(signal.SIGSTOP)
-            await asyncio.sleep(rng.uniform(0.0, 1.0))
+            await asyncio.sleep(rng.uniform(0.0, 1.5))
             stalls += not sending.done()
             program.process.send_signal(signal.SIGCONT)
-            await asyncio.wait_for(sending, 30)
+            await asyncio.wait_for(sending, 60)
         assert stalls, "it never stalled while somebody waited; try other pauses"
         writer.close()
         await writing
         ledger.close()
-        patient = ClickhouseLedger(own.config("joules"))
         Rollup(patient).refresh(*EVER)
         assert slots(patient) == expected(frames)
         patient.close()

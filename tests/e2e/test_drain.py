@@ -15,10 +15,10 @@ def test_an_agent_comes_back_after_a_drain_and_nothing_is_lost(tmp_path: Path) -
     site = Site(tmp_path)
     with fed(site.machine), site.metering() as agent:
         with site.collecting():
-            wait_until(lambda: site.acknowledged(3), "frames in the ledger", 60)
-        wait_until(lambda: "drains: back in" in agent.said(), "it knows why the stream ended", 30)
+            wait_until(lambda: site.acknowledged(3), "frames in the ledger")
+        wait_until(lambda: "drains: back in" in agent.said(), "it knows why the stream ended")
         before = states(site.state).count(ACKED)
         with site.collecting():
             wait_until(lambda: site.acknowledged(before + 3), "it is back", 120)
             assert agent.stop() == 0
-            wait_until(site.all_is_there, "every joule in the ledger", 30)
+            wait_until(site.all_is_there, "every joule in the ledger")

@@ -69,7 +69,7 @@ def kept(state: Path) -> list[tuple[int, int]]:
     return [(int(epoch), int(seq)) for epoch, seq in map(str.split, lines)]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_killed_at_any_moment_the_agent_loses_and_doubles_nothing(tmp_path: Path) -> None:
     rng = random.Random(20260101)
     mood = random.Random(5)
@@ -82,9 +82,12 @@ def test_killed_at_any_moment_the_agent_loses_and_doubles_nothing(tmp_path: Path
     collector = PlayedCollector(unreliable)
     with playing(collector):
         for turn in range(14):
+            before = len(kept(tmp_path))
             agent = started(tmp_path, collector.address)
             # From before it has opened its spool until well into its work.
-            time.sleep(rng.uniform(0.3, 0.6) if turn % 4 == 0 else rng.uniform(0.8, 2.0))
+            if turn % 4:
+                wait_until(lambda before=before: len(kept(tmp_path)) > before, "its first frame")  # type: ignore[misc]
+            time.sleep(rng.uniform(0.3, 0.6) if turn % 4 == 0 else rng.uniform(0.0, 1.2))
             agent.send_signal(signal.SIGKILL)
             agent.wait()
         # A last one that may end in peace delivers what the others left.
@@ -93,9 +96,9 @@ def test_killed_at_any_moment_the_agent_loses_and_doubles_nothing(tmp_path: Path
         agent = started(tmp_path, collector.address, window_s=3600)
         wait_until(lambda: len(kept(tmp_path)) > before, "a frame of its own")
         spooled = set(kept(tmp_path))
-        collector.wait_for(lambda: spooled <= set(collector.acked), 30.0)
+        collector.wait_for(lambda: spooled <= set(collector.acked))
         agent.send_signal(signal.SIGTERM)
-        assert agent.wait(10) == 0
+        assert agent.wait(30) == 0
 
     wanted = set(kept(tmp_path))
     assert len(wanted) > 100
@@ -118,7 +121,7 @@ def test_killed_at_any_moment_the_agent_loses_and_doubles_nothing(tmp_path: Path
         assert not spool.stats().dropped_uj
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_a_clean_stop_is_quick_and_leaves_nothing_behind(tmp_path: Path) -> None:
     collector = PlayedCollector()
     http = f"127.0.0.1:{free_port()}"
@@ -129,28 +132,28 @@ def test_a_clean_stop_is_quick_and_leaves_nothing_behind(tmp_path: Path) -> None
         assert 'joulegram_agent_uplink_state{state="connected"} 1.0' in metrics
         begun_s = time.monotonic()
         agent.send_signal(signal.SIGINT)
-        assert agent.wait(10) == 0
-        assert time.monotonic() - begun_s < 4.0
+        assert agent.wait(30) == 0
+        assert time.monotonic() - begun_s < 5.0
     assert set(kept(tmp_path)) == set(collector.acked)
     assert set(collector.acked.values()) == {1}
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_without_a_collector_a_stop_keeps_all_for_the_next_start(tmp_path: Path) -> None:
     collector = PlayedCollector()
     agent = started(tmp_path, collector.address)
     wait_until(lambda: len(kept(tmp_path)) > 20, "frames")
     begun_s = time.monotonic()
     agent.send_signal(signal.SIGTERM)
-    assert agent.wait(10) == 0
-    assert time.monotonic() - begun_s < 4.0
+    assert agent.wait(30) == 0
+    assert time.monotonic() - begun_s < 5.0
     first = kept(tmp_path)
     with playing(collector):
         agent = started(tmp_path, collector.address, window_s=3600)
         wait_until(lambda: len(kept(tmp_path)) > len(first), "a frame of its own")
         collector.wait_for(lambda: set(first) <= set(collector.acked))
         agent.send_signal(signal.SIGTERM)
-        assert agent.wait(10) == 0
+        assert agent.wait(30) == 0
 
 
 def energy(frame: Frame) -> int:

@@ -66,12 +66,12 @@ async def test_no_joule_is_lost_or_doubled_when_the_server_dies(tmp_path: Path) 
             await asyncio.to_thread(ready, collector)
             for agent in agents:
                 agent.release(FRAMES_PER_ROUND)
-            await asyncio.wait_for(asyncio.gather(*tasks), 60)
+            await asyncio.wait_for(asyncio.gather(*tasks), 100)
             # All of it once more, as after a restore: acknowledged, and nothing counts twice.
             again = [Agent(node, sent[node], f"127.0.0.1:{grpc_port}") for node in NODES]
             for agent in again:
                 agent.release(total)
-            await asyncio.wait_for(asyncio.gather(*(agent.run() for agent in again)), 60)
+            await asyncio.wait_for(asyncio.gather(*(agent.run() for agent in again)), 100)
             answer = await asyncio.to_thread(report, http_port)
             assert answer["metered_uj"] == answer["total"]["energy_uj"] == sum(joules.values())
             assert {row["key"]: row["energy_uj"] for row in answer["rows"]} == joules

@@ -128,12 +128,12 @@ async def test_no_joule_is_lost_or_doubled_by_kill_9(tmp_path: Path) -> None:
             await asyncio.to_thread(ready, collector)
             for agent in agents:
                 agent.release(FRAMES_PER_ROUND)
-            await asyncio.wait_for(asyncio.gather(*tasks), 40)
+            await asyncio.wait_for(asyncio.gather(*tasks), 100)
             # All of it once more, as after a restore: acknowledged, and nothing counts twice.
             again = [Agent(node, sent[node], f"127.0.0.1:{grpc_port}") for node in NODES]
             for agent in again:
                 agent.release(total)
-            await asyncio.wait_for(asyncio.gather(*(agent.run() for agent in again)), 40)
+            await asyncio.wait_for(asyncio.gather(*(agent.run() for agent in again)), 100)
             report = await asyncio.to_thread(
                 httpx.get,
                 f"http://127.0.0.1:{http_port}/api/v1/report",
@@ -158,7 +158,7 @@ def ready(collector: Program) -> None:
         assert collector.process.poll() is None, collector.said()
         return "page http://" in collector.stderr.read_text()
 
-    wait_until(said, "the collector's line", 20)
+    wait_until(said, "the collector's line")
 
 
 def stored(data: Path) -> tuple[dict[str, int], ...]:
