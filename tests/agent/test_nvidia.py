@@ -1,5 +1,6 @@
 """NVIDIA GPUs through NVIDIA's own binding, on a played library (tests/agent/nvml)."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from joulegram.agent.errors import AgentError
 from joulegram.agent.sensors.sm_use import LOOK_MAX_US, SmSample, SmUse
 from tests.agent.nvml.asked import START_US, Asked, asking
 from tests.agent.nvml.library import build
+from tests.servers import wait_until
 
 MS_NS = 1_000_000
 A = "gpu GPU-a\nenergy_mj 5000\nlimit_mw 100000 700000\n"
@@ -295,6 +297,13 @@ def test_compute_instances_hold_their_own_slices(machine):
     assert [(p.partition, p.fraction) for p in machine.look().opened] == [("MIG-3c", 3 / 7)]
 
 
+def test_each_device_is_asked_where_the_gpu_does_not_place_its_processes(machine):
+    """An older driver, or a user who may not see all of the GPU."""
+    hidden = "error nvmlDeviceGetComputeRunningProcesses_v3 4\n"
+    machine.begin(A + hidden + HELD + PARTS.format("", ""))
+    assert {p.pid: p.partition for p in machine.look().opened} == {1: "MIG-1", 2: "MIG-4"}
+
+
 def test_a_smaller_gpu_has_fewer_slices(machine):
     machine.begin(A + "slices 4\nmig MIG-1 1 0 1\nprocess compute 1 1 0\n")
     assert machine.look().opened[0].fraction == 1 / 4
@@ -379,6 +388,31 @@ def test_a_gpu_lost_at_the_start_or_added_later_is_found_later(machine):
     assert [gpu["device"] for gpu in machine.find()] == ["gpu:GPU-a"]
     machine.play(A + B, 10)
     assert [gpu["device"] for gpu in machine.find()] == ["gpu:GPU-a", "gpu:GPU-b"]
+
+
+def test_a_gpu_that_hangs_delays_nobody_for_long(machine):
+    """Half a second once, then nothing, until it answers again."""
+    machine.begin(A + B)
+    machine.play(A + "slow nvmlDeviceGetTotalEnergyConsumption 1200\n" + B, 1)
+    before_s = time.monotonic()
+    for _ in range(4):
+        with pytest.raises(AgentError, match="GPU-a has not answered"):
+            machine.read()
+        with pytest.raises(AgentError, match="GPU-a has not answered"):
+            machine.look()
+        assert machine.read("gpu:GPU-b") == 9_000_000
+    assert time.monotonic() - before_s < 1.0
+    machine.play(A + B, 1)
+    wait_until(lambda: reads(machine), "the GPU to answer again")
+    assert machine.read() == 5_000_000
+
+
+def reads(asked: Asked) -> bool:
+    try:
+        asked.read()
+    except AgentError:
+        return False
+    return True
 
 
 def test_no_driver_and_no_library_are_answers_with_a_reason(machine, tmp_path):

@@ -14,6 +14,7 @@
  *                             until nvmlInit is called again
  *   error FUNCTION CODE       the function answers CODE; before the first `gpu` for all,
  *                             after a `gpu` or `mig` for that one; FUNCTION * means every one
+ *   slow FUNCTION MS          the function takes so long, in the same places
  *   gpu UUID                  a GPU; the lines below it are its own. Index: by appearance
  *     bus 00000000:3B:00.0    PCI address            minor N    /dev/nvidiaN
  *     name TEXT_WITHOUT_SPACE                        arch N     9 is Hopper
@@ -45,6 +46,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/time.h>
+#include <unistd.h>
 
 enum { SUCCESS, UNINITIALIZED, INVALID, NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND = 6,
        TOO_SMALL = 7, NO_DRIVER = 9, LOST = 15 };
@@ -67,7 +69,7 @@ typedef struct {
     u32 gi, ci, slices, ci_slices;
     double sm;
     int has_sm;
-    Errors errors;
+    Errors errors, slow;
     Use use;
 } Mig;
 typedef struct {
@@ -77,7 +79,7 @@ typedef struct {
     int has_energy, has_power, has_instant, has_limit;
     int process_count, accounted_count, mig_count;
     u64 energy_mj, energy_at, energy_mw, power_mw, instant_mw, instant_at;
-    Errors errors; /* from here on pages that nobody fills are never touched: the agent's */
+    Errors errors, slow; /* from here on pages that nobody fills are never touched: the agent's */
     Use use;       /* memory is measured with this library in it */
     Process processes[PROCESSES];
     Accounted accounted[ACCOUNTED];
@@ -86,7 +88,7 @@ typedef struct {
 
 static Gpu gpus[GPUS];
 static int gpu_count, boot, born_boot = -1, initialized, have_trace;
-static Errors everywhere;
+static Errors everywhere, slow_everywhere;
 static struct stat read_stat;
 static char handles[HANDLES][WORD];
 static int handle_count;
@@ -109,8 +111,9 @@ static void statement(char *line, Gpu **gpu, Mig **mig) {
     for (int i = 0; i < words; i++) number[i] = strtoull(word[i], NULL, 0);
 #define IS(name) (!strcmp(word[0], name))
     if (IS("boot")) boot = (int)number[1];
-    else if (IS("error")) {
+    else if (IS("error") || IS("slow")) {
         Errors *to = *mig ? &(*mig)->errors : *gpu ? &(*gpu)->errors : &everywhere;
+        if (IS("slow")) to = *mig ? &(*mig)->slow : *gpu ? &(*gpu)->slow : &slow_everywhere;
         if (to->count < ERRORS) {
             strcpy(to->of[to->count].function, word[1]);
             to->of[to->count++].code = (int)number[2];
@@ -120,7 +123,7 @@ static void statement(char *line, Gpu **gpu, Mig **mig) {
         *mig = NULL;
         *gpu = &gpus[gpu_count];
         memset(*gpu, 0, offsetof(Gpu, errors));
-        (*gpu)->errors.count = (*gpu)->use.tolds = (*gpu)->use.steadies = 0;
+        (*gpu)->errors.count = (*gpu)->slow.count = (*gpu)->use.tolds = (*gpu)->use.steadies = 0;
         strcpy((*gpu)->uuid, word[1]);
         snprintf((*gpu)->bus, 32, "00000000:%02X:00.0", 0x3B + gpu_count);
         strcpy((*gpu)->name, "Played");
@@ -128,7 +131,7 @@ static void statement(char *line, Gpu **gpu, Mig **mig) {
         (*gpu)->arch = (*gpu)->cc_major = (*gpu)->util = (*gpu)->accounting = -1;
         (*gpu)->slices = 7;
     }
-    if (!*gpu || IS("gpu") || IS("error")) return;
+    if (!*gpu || IS("gpu") || IS("error") || IS("slow")) return;
     Gpu *g = *gpu;
     Use *use = *mig ? &(*mig)->use : &g->use;
     if (IS("bus")) snprintf(g->bus, 32, "%.31s", word[1]);
@@ -163,7 +166,7 @@ static void statement(char *line, Gpu **gpu, Mig **mig) {
     else if (IS("mig") && g->mig_count < MIGS) {
         *mig = &g->migs[g->mig_count++];
         memset(*mig, 0, offsetof(Mig, errors));
-        (*mig)->errors.count = (*mig)->use.tolds = (*mig)->use.steadies = 0;
+        (*mig)->errors.count = (*mig)->slow.count = (*mig)->use.tolds = (*mig)->use.steadies = 0;
         strcpy((*mig)->uuid, word[1]);
         (*mig)->gi = number[2];
         (*mig)->ci = number[3];
@@ -184,7 +187,7 @@ static void look(void) {
     if (!file) { have_trace = 0; return; }
     read_stat = seen;
     have_trace = 1;
-    gpu_count = boot = everywhere.count = 0;
+    gpu_count = boot = everywhere.count = slow_everywhere.count = 0;
     Gpu *gpu = NULL;
     Mig *mig = NULL;
     char line[1024];
@@ -222,6 +225,21 @@ static int of_handle(void *handle, const char *function, Gpu **gpu, Mig **mig) {
     return code;
 }
 
+static void tarry(void *handle, const char *function) {
+    Gpu *gpu;
+    Mig *mig;
+    pthread_mutex_lock(&lock);
+    look();
+    int ms = ordered(&slow_everywhere, function);
+    if (handle) {
+        of_handle(handle, function, &gpu, &mig);
+        if (mig && !ms) ms = ordered(&mig->slow, function);
+        if (!mig && gpu && !ms) ms = ordered(&gpu->slow, function);
+    }
+    pthread_mutex_unlock(&lock);
+    if (ms) usleep(1000 * ms);
+}
+
 static int begin(const char *function) {
     pthread_mutex_lock(&lock);
     look();
@@ -232,7 +250,7 @@ static int begin(const char *function) {
 #define END(code) do { int end_ = (code); pthread_mutex_unlock(&lock); return end_; } while (0)
 #define BEGIN() do { int begin_ = begin(__func__); if (begin_) END(begin_); } while (0)
 #define OF_GPU(handle) \
-    Gpu *g; Mig *m; BEGIN(); \
+    Gpu *g; Mig *m; tarry(handle, __func__); BEGIN(); \
     do { int of_ = of_handle(handle, __func__, &g, &m); (void)m; if (of_) END(of_); } while (0)
 #define NEED(condition) do { if (!(condition)) END(NOT_SUPPORTED); } while (0)
 
@@ -246,6 +264,7 @@ static int put(const char *text, char *into, u32 room) {
 
 EXPORT int nvmlInitWithFlags(u32 flags) {
     (void)flags;
+    tarry(NULL, __func__);
     pthread_mutex_lock(&lock);
     look();
     if (!have_trace) END(NO_DRIVER);

@@ -67,14 +67,16 @@ class MigUsers:
         by_id = {(part.gi, part.ci): part for part in self.parts}
         by_gi = {part.gi: part for part in reversed(self.parts)}
         inside: dict[str, dict[int, None]] = {part.uuid: {} for part in self.parts}
+        lost = None
         for process in opened(self.board.ask):
             part = by_id.get((process.gi, process.ci)) or by_gi.get(process.gi)
             if part is not None:
                 inside[part.uuid][process.pid] = None
-            elif process.gi != NO_INSTANCE:
-                self.outdated = True
-        # Without the right to see all of the GPU each device still shows its own.
-        if not any(inside.values()):
+            else:
+                lost = process
+                self.outdated = self.outdated or process.gi != NO_INSTANCE
+        # Without the right to see all of the GPU each MIG device still shows its own.
+        if lost or not any(inside.values()):
             for part in self.parts:
                 for process in self._of(part, opened) or ():
                     inside[part.uuid][process.pid] = None

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorDenied, SensorFailed
+from joulegram.agent.sensors.aside import PATIENCE_S, Aside
 from joulegram.agent.sensors.gpu import GpuLook
 from joulegram.agent.sensors.nvidia_users import Users
 from joulegram.agent.sensors.nvml import Board, NotTold, Nvml, handles
@@ -30,6 +31,8 @@ AMPERE, GA100 = 7, (8, 0)  # NVML_DEVICE_ARCH_AMPERE; compute capability of the 
 # nvmlDeviceGetPowerUsage: "On Ampere (except GA100) or newer GPUs, the API returns power averaged
 # over 1 sec interval. On GA100 and older architectures, instantaneous power is returned."
 AVERAGED_S = 1.0
+# The first session wakes GPUs up that nobody uses: a second or two for each.
+FIRST_PATIENCE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -38,6 +41,7 @@ class CountingNvidia:
 
     board: Board
     users: Users
+    aside: Aside
     device: str
     max_power_w: float
     by_field: bool = False  # the counter is told as a field only
@@ -48,17 +52,20 @@ class CountingNvidia:
 
     def read_uj(self) -> int:
         """Raises: SensorDenied, SensorFailed."""
-        try:
-            return UJ_PER_MJ * energy_mj(self.board, self.by_field)
-        except NotTold as exc:
-            self.board.lost()
-            raise SensorFailed(f"{self.device}: no energy counter any more ({exc})") from exc
+        return self.aside.ask(self._read_uj)
 
     def names(self) -> Mapping[str, float]:
         return self.users.names()
 
     def look(self) -> GpuLook:
-        return self.users.look()
+        return self.aside.ask(self.users.look)
+
+    def _read_uj(self) -> int:
+        try:
+            return UJ_PER_MJ * energy_mj(self.board, self.by_field)
+        except NotTold as exc:
+            self.board.lost()
+            raise SensorFailed(f"{self.device}: no energy counter any more ({exc})") from exc
 
 
 @dataclass(slots=True)
@@ -67,6 +74,7 @@ class SampledNvidia:
 
     board: Board
     users: Users
+    aside: Aside
     device: str
     max_power_w: float
     clock: Clock
@@ -80,6 +88,15 @@ class SampledNvidia:
 
     def sample(self) -> Sample:
         """Raises: SensorDenied, SensorFailed."""
+        return self.aside.ask(self._sample)
+
+    def names(self) -> Mapping[str, float]:
+        return self.users.names()
+
+    def look(self) -> GpuLook:
+        return self.aside.ask(self.users.look)
+
+    def _sample(self) -> Sample:
         now_ns, wall_us = self.clock.mono_ns(), self.clock.wall_ns() // 1000
         try:
             if not self.instant:
@@ -97,12 +114,6 @@ class SampledNvidia:
             age_us = 0
         return Sample(UW_PER_MW * power_mw, now_ns - 1000 * age_us)
 
-    def names(self) -> Mapping[str, float]:
-        return self.users.names()
-
-    def look(self) -> GpuLook:
-        return self.users.look()
-
 
 NvidiaGpu: TypeAlias = CountingNvidia | SampledNvidia
 
@@ -112,47 +123,55 @@ class NvidiaGpus:
     """Every NVIDIA GPU of this machine. Keep one: the library is one per process, too."""
 
     clock: Clock
-    nvml: Nvml = field(init=False)
     unmetered: dict[str, str] = field(default_factory=dict, init=False)  # device: why
+    _nvml: Nvml = field(init=False)
+    _aside: Aside = field(default_factory=lambda: Aside("NVML"), init=False)
     _known: dict[str, NvidiaGpu] = field(default_factory=dict, init=False)
+    _asked: bool = field(default=False, init=False)
+    _late: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        self.nvml = Nvml(self.clock)
+        self._nvml = Nvml(self.clock)
 
     def find(self) -> list[NvidiaGpu]:
-        """All that were ever seen, in NVML's order; the same objects again. None is an answer.
+        """All that were ever seen; the same objects again. None is an answer.
 
         Ask again now and then: a GPU that is added, or was lost at the start, is found later.
+        Only the first call waits for a driver that wakes up.
         """
-        if not self.nvml.begin():
-            return list(self._known.values())
+        patience_s, self._asked = (PATIENCE_S if self._asked else FIRST_PATIENCE_S), True
         try:
-            uuids = list(handles(self.nvml))
+            self._aside.ask(self._find, patience_s)
+            self._late = ""
         except SensorFailed as exc:
-            log.warning("cannot list NVIDIA GPUs: %s", exc)
-            uuids = []
-        for order, uuid in enumerate(uuids):
-            if uuid not in self._known:
-                self._add(uuid, order)
+            self._late = str(exc)
+            log.debug("cannot list NVIDIA GPUs: %s", exc)
         return list(self._known.values())
 
     def why_none(self) -> str:
         """Why there is no NVIDIA GPU to meter, and what to do; "" where there is one."""
         if self._known:
             return ""
-        if self.unmetered:
-            return "; ".join(f"{device}: {why}" for device, why in self.unmetered.items())
-        return self.nvml.why_none or "the NVIDIA driver is loaded and lists no GPU"
+        reasons = [f"{device}: {why}" for device, why in self.unmetered.items()]
+        reason = self._nvml.why_none or "the NVIDIA driver is loaded and lists no GPU"
+        return self._late or "; ".join(reasons) or reason
+
+    def _find(self) -> None:
+        if self._nvml.begin():
+            for order, uuid in enumerate(handles(self._nvml)):
+                if uuid not in self._known:
+                    self._add(uuid, order)
 
     def _add(self, uuid: str, order: int) -> None:
+        device = f"gpu:{uuid}"
         try:
-            gpu = _metered(Board(self.nvml, uuid, order), self.clock)
+            gpu = _metered(Board(self._nvml, uuid, order), self.clock)
             gpu.users.lay_out()
         except (SensorFailed, SensorDenied) as exc:
-            self.unmetered[f"gpu:{uuid}"] = str(exc)
+            self.unmetered = {**self.unmetered, device: str(exc)}
             return
-        self.unmetered.pop(f"gpu:{uuid}", None)
-        self._known[uuid] = gpu
+        self.unmetered = {d: why for d, why in self.unmetered.items() if d != device}
+        self._known = {**self._known, uuid: gpu}
 
 
 def energy_mj(board: Board, by_field: bool = False) -> int:
@@ -165,6 +184,7 @@ def energy_mj(board: Board, by_field: bool = False) -> int:
 def _metered(board: Board, clock: Clock) -> NvidiaGpu:
     """The best way to meter a GPU. Raises: SensorDenied, SensorFailed where there is none."""
     device, users, max_power_w = f"gpu:{board.uuid}", Users(board, clock), _max_power_w(board)
+    aside = Aside(device)
     for by_field in (False, True):
         try:
             energy_mj(board, by_field)
@@ -172,14 +192,14 @@ def _metered(board: Board, clock: Clock) -> NvidiaGpu:
             continue
         except SensorDenied:
             pass  # a counter: it says on every reading that this user may not
-        return CountingNvidia(board, users, device, max_power_w, by_field)
+        return CountingNvidia(board, users, aside, device, max_power_w, by_field)
     for instant in (True, False):
         try:
             _field(board, FI_POWER_INSTANT) if instant else _power_mw(board)
         except NotTold:
             continue
         averaged_s = 0.0 if instant else _averaged_s(board)
-        return SampledNvidia(board, users, device, max_power_w, clock, instant, averaged_s)
+        return SampledNvidia(board, users, aside, device, max_power_w, clock, instant, averaged_s)
     raise SensorFailed(
         f"{device} tells neither energy nor power: its driver, or the virtual machine's host, "
         "does not pass them on"

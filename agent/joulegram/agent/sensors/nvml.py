@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import logging
 import math
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,13 +60,17 @@ class NotTold(Exception):
 
 @dataclass(slots=True)
 class Nvml:
-    """The library, once it could be begun. One of these per process: the library is, too."""
+    """The library, once it could be begun. One of these per process: the library is, too.
+
+    Each GPU is asked in a thread of its own; only beginning is one at a time.
+    """
 
     clock: Clock  # paces what is tried again
     why_none: str = "not looked for yet"  # why there is no session, and what to do
     generation: int = 0  # handles of an earlier one are void; 0: no session yet
     _binding: Any = field(default=None, init=False)
     _broken: bool = field(default=False, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _tried_s: float = field(default=-math.inf, init=False)
 
     def mono_s(self) -> float:
@@ -73,25 +78,8 @@ class Nvml:
 
     def begin(self) -> bool:
         """Begin the session, or begin it anew when it broke. False: none, and `why_none`."""
-        if self.generation and not self._broken:
-            return True
-        now_s = self.mono_s()
-        if now_s - self._tried_s < RESTART_EVERY_S:
-            return False
-        self._tried_s = now_s
-        if self._binding is None and not self._load():
-            return False
-        try:
-            if self.generation:
-                self._shut_down()
-            self._init()
-        except (NotTold, SensorDenied, SensorFailed) as exc:
-            self.why_none = str(exc)
-            self._broken = bool(self.generation)
-            return False
-        self.generation += 1
-        self.why_none, self._broken = "", False
-        return True
+        with self._lock:
+            return (self.generation > 0 and not self._broken) or self._begin()
 
     def suspect(self) -> None:
         """Begin the session anew when it is next needed, if the last time is a while ago."""
@@ -145,6 +133,25 @@ class Nvml:
         if made is None:
             raise NotTold(name, FUNCTION_NOT_FOUND)
         return made()
+
+    def _begin(self) -> bool:
+        now_s = self.mono_s()
+        if now_s - self._tried_s < RESTART_EVERY_S:
+            return False
+        self._tried_s = now_s
+        if self._binding is None and not self._load():
+            return False
+        try:
+            if self.generation:
+                self._shut_down()
+            self._init()
+        except (NotTold, SensorDenied, SensorFailed) as exc:
+            self.why_none = str(exc)
+            self._broken = bool(self.generation)
+            return False
+        self.generation += 1
+        self.why_none, self._broken = "", False
+        return True
 
     def _load(self) -> bool:
         # The binding is 5 MB of memory: imported only where the library is.
