@@ -116,6 +116,17 @@ def test_use_is_weighted_by_time_not_by_the_number_of_samples(machine):
     assert busy_ms(machine) == {1: 0.2 * 900 + 0.8 * 100, 2: 260}
 
 
+def test_whoever_begins_counts_from_the_look_before(machine):
+    """However many samples the others have by then, and whatever clock they are dated by."""
+    for base_s in (0, -1_000_000_000):
+        machine.begin(A)
+        machine.look()
+        samples = [(1, 0.2, 100), (1, 0.4, 100), (2, 0.4, 100)]
+        played = "".join(f"sample {p} {at(base_s + t)} {sm}\n" for p, t, sm in samples)
+        machine.play(A + played, 0.4)
+        assert busy_ms(machine) == {1: 400, 2: 400}
+
+
 def test_no_sample_is_counted_twice(machine):
     """Neither one that the library gives again, nor one from before the first look."""
     trace = A + f"sample 1 {at(-0.5)} 100\nsample 1 {at(0)} 100\n"
@@ -364,6 +375,29 @@ def test_a_gpu_that_was_removed_is_found_again_under_another_index(machine):
     with pytest.raises(AgentError, match="GPU-a"):
         machine.read()
     machine.play(B + A, 1)
+    assert machine.read() == 5_000_000
+
+
+def test_one_function_in_trouble_costs_its_own_numbers(machine):
+    trace = A + "error nvmlDeviceGetGraphicsRunningProcesses_v3 999\n"
+    trace += "error nvmlDeviceGetProcessUtilization 999\nprocess compute 1\n"
+    machine.begin(trace)
+    look = machine.look()
+    assert ([p.pid for p in look.opened], look.uses) == ([1], [])
+    machine.play(A + f"process compute 1\nsample 1 {at(1)} 50\n", 1)
+    assert busy_ms(machine) == {1: 500}
+
+
+def test_a_gpu_that_only_a_new_session_sees_is_found_after_a_while(machine):
+    """A library lists GPUs when it is begun; the others are read all the while."""
+    machine.begin("boot 1\n" + A + B)
+    machine.play("boot 1\n" + B, 10)
+    for second in range(20):
+        with pytest.raises(AgentError):
+            machine.read()
+        assert machine.read("gpu:GPU-b") == 9_000_000
+        machine.play("boot 1\n" + B + (A + "plugged\n" if second > 5 else ""), 1)
+    machine.play("boot 1\n" + B + A + "plugged\n", 30)
     assert machine.read() == 5_000_000
 
 

@@ -16,6 +16,7 @@
  *                             after a `gpu` or `mig` for that one; FUNCTION * means every one
  *   slow FUNCTION MS          the function takes so long, in the same places
  *   gpu UUID                  a GPU; the lines below it are its own. Index: by appearance
+ *     plugged                 only a session that is begun from now on sees it (list such last)
  *     bus 00000000:3B:00.0    PCI address            minor N    /dev/nvidiaN
  *     name TEXT_WITHOUT_SPACE                        arch N     9 is Hopper
  *     cc MAJOR MINOR          compute capability     limit_mw MIN MAX
@@ -74,7 +75,7 @@ typedef struct {
 } Mig;
 typedef struct {
     char uuid[WORD], bus[32], name[WORD];
-    int minor, arch, cc_major, cc_minor, util, accounting, gpm;
+    int minor, arch, cc_major, cc_minor, util, accounting, gpm, plugged;
     u32 limit_min, limit_max, slices;
     int has_energy, has_power, has_instant, has_limit;
     int process_count, accounted_count, mig_count;
@@ -92,6 +93,8 @@ static Errors everywhere, slow_everywhere;
 static struct stat read_stat;
 static char handles[HANDLES][WORD];
 static int handle_count;
+static char seen_by_session[GPUS][WORD];
+static int seen_count;
 static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 
 static u64 now_us(void) {
@@ -149,6 +152,7 @@ static void statement(char *line, Gpu **gpu, Mig **mig) {
     else if (IS("accounting")) g->accounting = (int)number[1];
     else if (IS("slices")) g->slices = number[1];
     else if (IS("gpm")) g->gpm = 1;
+    else if (IS("plugged")) g->plugged = 1;
     else if (IS("process") && g->process_count < PROCESSES) {
         Process *p = &g->processes[g->process_count++];
         p->kind = word[1][0];
@@ -175,6 +179,17 @@ static void statement(char *line, Gpu **gpu, Mig **mig) {
     } else if (IS("sm") && *mig) { (*mig)->has_sm = 1; (*mig)->sm = strtod(word[1], NULL); }
 }
 
+static void see(void) {
+    for (int i = 0; i < gpu_count; i++) strcpy(seen_by_session[i], gpus[i].uuid);
+    seen_count = gpu_count;
+}
+
+static int hidden(const Gpu *gpu) {
+    int seen = !gpu->plugged;
+    for (int i = 0; i < seen_count; i++) seen |= !strcmp(seen_by_session[i], gpu->uuid);
+    return !seen;
+}
+
 static void look(void) {
     const char *path = getenv("JOULEGRAM_FAKE_NVML");
     struct stat seen;
@@ -193,6 +208,11 @@ static void look(void) {
     char line[1024];
     while (fgets(line, sizeof line, file)) statement(line, &gpu, &mig);
     fclose(file);
+    for (int i = 0; i < seen_count; i++) { /* what left is not seen when it comes back */
+        int there = 0;
+        for (int n = 0; n < gpu_count; n++) there |= !strcmp(seen_by_session[i], gpus[n].uuid);
+        if (!there) seen_by_session[i][0] = 0;
+    }
 }
 
 static int ordered(const Errors *errors, const char *function) {
@@ -215,6 +235,7 @@ static int of_handle(void *handle, const char *function, Gpu **gpu, Mig **mig) {
     *mig = NULL;
     if ((char *)handle < handles[0] || (char *)handle >= handles[HANDLES - 1]) return INVALID;
     for (int i = 0; i < gpu_count; i++) {
+        if (hidden(&gpus[i])) continue;
         if (!strcmp(gpus[i].uuid, handle)) *gpu = &gpus[i];
         for (int m = 0; m < gpus[i].mig_count; m++)
             if (!strcmp(gpus[i].migs[m].uuid, handle)) { *gpu = &gpus[i]; *mig = &gpus[i].migs[m]; }
@@ -271,6 +292,7 @@ EXPORT int nvmlInitWithFlags(u32 flags) {
     int code = ordered(&everywhere, __func__);
     if (code) END(code);
     initialized = 1;
+    see();
     born_boot = boot;
     END(SUCCESS);
 }
@@ -288,7 +310,12 @@ EXPORT const char *nvmlErrorString(int code) {
 }
 EXPORT int nvmlSystemGetDriverVersion(char *into, u32 room) { BEGIN(); END(put("550.54.15", into, room)); }
 
-EXPORT int nvmlDeviceGetCount_v2(u32 *count) { BEGIN(); *count = gpu_count; END(SUCCESS); }
+EXPORT int nvmlDeviceGetCount_v2(u32 *count) {
+    BEGIN();
+    *count = gpu_count;
+    while (*count && hidden(&gpus[*count - 1])) --*count;
+    END(SUCCESS);
+}
 EXPORT int nvmlDeviceGetHandleByIndex_v2(u32 index, void **handle) {
     BEGIN();
     if (index >= (u32)gpu_count) END(INVALID);
@@ -299,7 +326,7 @@ EXPORT int nvmlDeviceGetHandleByIndex_v2(u32 index, void **handle) {
 EXPORT int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
     BEGIN();
     for (int i = 0; i < gpu_count; i++)
-        if (!strcmp(gpus[i].uuid, uuid)) {
+        if (!strcmp(gpus[i].uuid, uuid) && !hidden(&gpus[i])) {
             int code = ordered(&gpus[i].errors, __func__);
             if (!code) *handle = handle_of(uuid);
             END(code);

@@ -38,6 +38,8 @@ class Accounting:
         for pid, ns in busy_ns.items():
             self._counted_ns[pid] = self._counted_ns.get(pid, 0) + ns
         listed = set(self.board.told("nvmlDeviceGetAccountingPids") or ())
+        if not self._begun:
+            self._begun, self._settled = True, listed  # what ended before is not ours
         ended = listed - self._settled - set(opened)
         self._settled &= listed
         self._settled -= set(opened)  # a pid that is used again
@@ -49,13 +51,10 @@ class Accounting:
             self._settled.add(pid)
             share = stats.gpuUtilization if stats.gpuUtilization <= 100 else 0
             counted_ns = self._counted_ns.pop(pid, 0)
-            if not self._begun:
-                continue
             left_ns = stats.time * NS_PER_MS * share // 100 - counted_ns
             room_ns = elapsed_ns * share // 100 - busy_ns.get(pid, 0)
             if min(left_ns, room_ns) > 0:
                 owed[pid] = min(left_ns, room_ns)
-        self._begun = True
         alive = set(opened) | busy_ns.keys()
         self._counted_ns = {pid: ns for pid, ns in self._counted_ns.items() if pid in alive}
         return owed

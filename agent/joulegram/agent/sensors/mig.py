@@ -108,22 +108,18 @@ class Activity:
     _samples: dict[int, tuple[Any, Any]] = field(default_factory=dict, init=False)
 
     def percent(self, gi: int) -> float | None:
-        """Mean share of the instance's SMs that were busy since the call before; None: not told.
-
-        Raises: SensorFailed.
-        """
+        """Mean share of the instance's SMs that were busy since the call before; None: not told."""
         if self._generation != self.board.generation:
             # Samples of an ended session are void; the library freed what it had.
             self._samples, self._supported = {}, None
             self._generation = self.board.generation
-        if self._supported is None:
-            support = self.board.told("nvmlGpmQueryDeviceSupport")
-            self._supported = support is not None and bool(support.isSupportedDevice)
-        if not self._supported:
-            return None
         try:
-            return self._since_before(gi)
-        except (NotTold, SensorDenied):
+            if self._supported is None:
+                support = self.board.told("nvmlGpmQueryDeviceSupport")
+                self._supported = support is not None and bool(support.isSupportedDevice)
+            return self._since_before(gi) if self._supported else None
+        except (NotTold, SensorDenied, SensorFailed) as exc:
+            log.debug("GPU instance %d does not say how busy it was: %s", gi, exc)
             return None
 
     def keep(self, gis: set[int]) -> None:

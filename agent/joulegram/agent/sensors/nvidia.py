@@ -8,6 +8,7 @@ The counter is millijoules since the driver was loaded; it never wraps, and star
 when the driver is loaded again.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -166,12 +167,13 @@ class NvidiaGpus:
         device = f"gpu:{uuid}"
         try:
             gpu = _metered(Board(self._nvml, uuid, order), self.clock)
-            gpu.users.lay_out()
         except (SensorFailed, SensorDenied) as exc:
             self.unmetered = {**self.unmetered, device: str(exc)}
             return
         self.unmetered = {d: why for d, why in self.unmetered.items() if d != device}
         self._known = {**self._known, uuid: gpu}
+        with contextlib.suppress(SensorFailed):  # each look tries again
+            gpu.users.lay_out()
 
 
 def energy_mj(board: Board, by_field: bool = False) -> int:

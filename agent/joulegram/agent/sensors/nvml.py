@@ -36,8 +36,9 @@ SESSION = frozenset({UNINITIALIZED, DRIVER_NOT_LOADED, VERSION_MISMATCH})  # beg
 
 # A session is begun anew so often at most: it takes up to a second per GPU.
 RESTART_EVERY_S = 5.0
-# A GPU that stays lost for so long may be one that only a new session sees again.
-LOST_S = 30.0
+# A GPU that stays lost for so long may be one that only a new session sees again. That costs the
+# other GPUs a tick, whose energy the next one bridges: twice as long before each further try.
+LOST_S, LOST_MAX_S = 30.0, 3600.0
 
 WORDS = {
     UNINITIALIZED: "the session was lost (a driver reload?); it is begun anew",
@@ -82,9 +83,8 @@ class Nvml:
             return (self.generation > 0 and not self._broken) or self._begin()
 
     def suspect(self) -> None:
-        """Begin the session anew when it is next needed, if the last time is a while ago."""
-        if self.mono_s() - self._tried_s >= LOST_S:
-            self._broken = True
+        """Begin the session anew when it is next needed."""
+        self._broken = True
 
     def need(self) -> None:
         """Raises: SensorFailed when there is no session now."""
@@ -100,6 +100,7 @@ class Nvml:
         function = getattr(self._binding, name, None)
         if function is None:
             raise NotTold(name, FUNCTION_NOT_FOUND)
+        generation = self.generation
         try:
             return function(*args)
         except self._binding.NVMLError as exc:
@@ -116,7 +117,7 @@ class Nvml:
                 f"{name}: this user may not ask. Run the agent as root, or give it the devices "
                 "/dev/nvidia*."
             )
-        if code in SESSION:
+        if code in SESSION and generation == self.generation:  # not begun anew meanwhile
             self._broken = True
         raise SensorFailed(f"{name}: {WORDS.get(code, f'error {code}; see nvidia-smi and dmesg')}")
 
@@ -194,11 +195,14 @@ class Board:
     order: int = 0  # in NVML's list
     _handle: Any = field(default=None, init=False)
     _generation: int = field(default=0, init=False)
-    _lost_s: float | None = field(default=None, init=False)  # since when
+    _suspect_s: float | None = field(default=None, init=False)  # lost, and still is at that time
+    _patience_s: float = field(default=LOST_S, init=False)
 
     def handle(self) -> Any:
         """Raises: SensorFailed while it cannot be found."""
-        if self._lost_s is not None and self.nvml.mono_s() - self._lost_s > LOST_S:
+        if self._suspect_s is not None and self.nvml.mono_s() >= self._suspect_s:
+            self._patience_s = min(LOST_MAX_S, 2 * self._patience_s)
+            self._suspect_s = self.nvml.mono_s() + self._patience_s
             self.nvml.suspect()
         self.nvml.need()
         if self._handle is None or self._generation != self.nvml.generation:
@@ -213,7 +217,7 @@ class Board:
         except SensorFailed as exc:
             self.lost()
             raise SensorFailed(f"gpu:{self.uuid}: {exc}") from exc
-        self._lost_s = None
+        self._suspect_s, self._patience_s = None, LOST_S
         return answer
 
     def told(self, name: str, *args: Any) -> Any:
@@ -233,8 +237,8 @@ class Board:
     def lost(self) -> None:
         """Find it again before the next question."""
         self._handle = None
-        if self._lost_s is None:
-            self._lost_s = self.nvml.mono_s()
+        if self._suspect_s is None:
+            self._suspect_s = self.nvml.mono_s() + self._patience_s
 
     @property
     def generation(self) -> int:

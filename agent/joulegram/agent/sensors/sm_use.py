@@ -1,8 +1,8 @@
 """From NVML's samples of SM use to time: who was busy on a GPU, and for how long.
 
 A sample says which share of the SMs a process kept busy over the time just before it. It counts
-from that process's sample before; for a process that was not there, from the newest sample that
-anybody had, and for at most one sampling period.
+from that process's sample before; for a process that was not there, from the look before, and
+for at most one sampling period.
 Source https://docs.nvidia.com/deploy/nvml-api/ nvmlDeviceGetProcessUtilization
 """
 
@@ -65,12 +65,16 @@ class SmUse:
             self._last = {pid: (at_us, self._look) for pid, at_us, _ in good}
             return {}
         busy_ns: dict[int, int] = {}
+        # Samples may be dated by another clock than ours: the look before lies so far before the
+        # newest of them.
+        looked_us = max(before_us, newest_us - elapsed_us)
         rare_us = max(PERIOD_US, min(elapsed_us, LOOK_MAX_US))
         for pid, at_us, percent in good:
             if at_us <= before_us:
                 continue
-            last_us, look = self._last.get(pid, (before_us, 0))
+            last_us, look = self._last.get(pid, (looked_us, 0))
             covered_us = min(at_us - last_us, rare_us if look >= self._look - 1 else PERIOD_US)
+            covered_us = max(0, covered_us)
             busy_ns[pid] = busy_ns.get(pid, 0) + covered_us * 10 * percent
             self._last[pid] = at_us, self._look
         self.cursor_us = newest_us
