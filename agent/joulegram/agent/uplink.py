@@ -91,12 +91,27 @@ class _Stream:
     answered: bool = False
     finished: bool = False  # we end it: nothing more is sent
     ended: bool = False
+    over: bool = False  # its call is
+    due: threading.Event = field(default_factory=threading.Event)  # an answer, or the end
 
     def add(self, frames: list[Spooled], backlog: bool) -> None:
         now_s = time.monotonic()
         with self.lock:
             for frame in frames:
                 self.in_flight[frame.position] = _Sent(frame, backlog, now_s)
+            if frames:
+                self.due.set()
+
+    def end_of_call(self) -> None:
+        with self.lock:
+            self.over = True
+            self.due.set()
+
+    def rest(self) -> None:
+        """Nothing is due while nothing is in flight."""
+        with self.lock:
+            if not self.in_flight and not self.over:
+                self.due.clear()
 
     def settle(self, ranges: list[tuple[int, int, int]]) -> None:
         """Frames of these (epoch, first seq, last seq) are in flight no more."""
@@ -257,8 +272,14 @@ class Uplink:
             call = report(self._requests(stream), metadata=metadata)
             self._cancel = call.cancel
             try:
-                for ack in call:
-                    self._settle(stream, ack)
+                if not call.add_callback(stream.end_of_call):
+                    stream.end_of_call()
+                # Not `for ack in call`: to wait, gRPC wakes up ten times a second.
+                while stream.due.wait():
+                    self._settle(stream, next(call))
+                    stream.rest()
+            except StopIteration:
+                pass
             except grpc.RpcError as exc:
                 return self._ended(exc, backoff_s)
             finally:
