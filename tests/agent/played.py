@@ -236,7 +236,8 @@ class Machine:
         )
         lines = [f"cpu  {user + guest} 0 0 5 5 {irq} 0 {steal} {guest} 0"]
         lines += [f"cpu{n} 0 0 0 0 0 0 0 0 0 0" for n in range(self.cpus)]
-        (self.root / "proc/stat").write_text("\n".join([*lines, "btime 0", f"processes {self.forks}"]) + "\n")
+        lines += ["btime 0", f"processes {self.forks}"]
+        (self.root / "proc/stat").write_text("\n".join(lines) + "\n")
 
     def config(self, **more: object) -> AgentConfig:
         settings: dict[str, object] = {
@@ -285,8 +286,8 @@ class Machine:
         clock.on_wait = pass_time
         find = None
         if sensors:
-            others = machine.sensors(settings.sysfs, settings.procfs, 0.0, clock)
-            find = lambda: [*sensors, *(others if more_sensors else ())]  # noqa: E731
+            others = machine.Machine(settings, clock).sensors() if more_sensors else []
+            find = lambda: [*sensors, *others]  # noqa: E731
         found = []
         for frame in Meter(settings, clock, find=find, floors=floors).frames(threading.Event()):
             found.append(frame)
