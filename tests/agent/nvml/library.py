@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.servers import need
 
 SOURCE = Path(__file__).with_name("nvml.c")
-VARIABLE = "JOULEGRAM_FAKE_NVML"
+VARIABLE = "FAKE_NVML"
 
 
 def build(folder: Path, without: Collection[str] = ()) -> Path:

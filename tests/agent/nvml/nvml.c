@@ -2,7 +2,7 @@
  *
  * Layouts and codes as in nvidia-ml-py 13 (pynvml.py), which follows NVIDIA's nvml.h.
  * Build    cc -shared -fPIC -o libnvidia-ml.so.1 nvml.c     (library.py does)
- * Use      LD_LIBRARY_PATH=<its folder> JOULEGRAM_FAKE_NVML=<trace> python ...
+ * Use      LD_LIBRARY_PATH=<its folder> FAKE_NVML=<trace> python ...
  *
  * The trace is looked at on every call and read again when it was replaced. Replace it as a
  * whole: write a file beside it, then rename. Without a trace nvmlInit answers 9 (no driver).
@@ -191,7 +191,7 @@ static int hidden(const Gpu *gpu) {
 }
 
 static void look(void) {
-    const char *path = getenv("JOULEGRAM_FAKE_NVML");
+    const char *path = getenv("FAKE_NVML");
     struct stat seen;
     if (!path || stat(path, &seen)) { have_trace = 0; return; }
     if (have_trace && seen.st_ino == read_stat.st_ino && seen.st_size == read_stat.st_size &&
