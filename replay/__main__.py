@@ -1,0 +1,101 @@
+"""`make replay`: the golden cases, through the shipped programs, in real time.
+
+    python -m replay [NAME|NUMBER ...]      NAME: part of a case's name
+
+Cases run several at a time: they mostly wait. A case whose trees could not be fed in time is
+played again; what it finds wrong is not. Writes build/replay.json. Exit status 1 when any
+verdict is wrong.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from replay import table
+from replay.agent import Wrong, tail
+from replay.case import STEP_S, Case, Late, Stage, Verdict
+from replay.cases import CASES
+
+OUTPUT = Path(__file__).resolve().parent.parent / "build" / "replay.json"
+JOBS = 8
+ATTEMPTS = 3
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m replay")
+    parser.add_argument("wanted", nargs="*", metavar="NAME|NUMBER", help="some of the cases")
+    parser.add_argument("--json", type=Path, default=OUTPUT)
+    parser.add_argument("--jobs", type=int, default=JOBS, help="cases at a time")
+    parser.add_argument("--step", type=float, default=STEP_S, help="s between two writings")
+    parser.add_argument("--keep", type=Path, help="a new folder for trees and logs")
+    told = parser.parse_args(argv)
+    cases = [case for case in CASES if _is_wanted(case, told.wanted)]
+    for word in told.wanted:
+        if not any(_is_wanted(case, [word]) for case in CASES):
+            parser.error(f"no case {word}; there are:\n" + "\n".join(map(str, CASES)))
+    # Programs are ended whoever ends us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    began_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="joulegram-replay-") as own:
+        folder = told.keep or Path(own)
+        longest_first = sorted(cases, key=lambda case: -case.about_s)
+        with ThreadPoolExecutor(max(1, told.jobs)) as pool:
+            playing = {
+                case.number: pool.submit(_play, case, folder / str(case.number), told.step)
+                for case in longest_first
+            }
+            verdicts = [playing[case.number].result() for case in cases]
+    table.show(verdicts)
+    table.write(told.json, verdicts)
+    wrong = [v for v in verdicts if not v.holds]
+    print(
+        f"{len(verdicts) - len(wrong)} of {len(verdicts)} right, "
+        f"{time.monotonic() - began_s:.0f} s, {told.json}"
+    )
+    return 1 if wrong else 0
+
+
+def _is_wanted(case: Case, wanted: Sequence[str]) -> bool:
+    return not wanted or any(
+        word == str(case.number) or (not word.isdigit() and word.lower() in case.name.lower())
+        for word in wanted
+    )
+
+
+def _play(case: Case, folder: Path, step_s: float) -> Verdict:
+    verdict = Verdict(case, failure="not played")
+    for attempt in range(1, ATTEMPTS + 1):
+        stage = Stage(folder / str(attempt), step_s, patient=attempt < ATTEMPTS)
+        stage.folder.mkdir(parents=True)
+        try:
+            verdict = Verdict(case, case.play(stage))
+        except Late as late:
+            verdict = Verdict(case, failure=f"never played in time: {late}")
+            print(f"replay: {case}: {late}; again", file=sys.stderr, flush=True)
+            continue
+        except (Wrong, AssertionError, TimeoutError) as wrong:
+            verdict = Verdict(case, failure=f"{wrong}")
+        except pytest.fail.Exception as missing:  # a program that this machine lacks
+            verdict = Verdict(case, failure=f"{missing}")
+        except pytest.skip.Exception as missing:
+            verdict = Verdict(case, failure=f"not played: {missing}")
+        except Exception as failed:  # the others are still worth playing
+            traceback.print_exc()
+            verdict = Verdict(case, failure=f"{type(failed).__name__}: {failed}")
+        break
+    print(f"replay: {case}: {verdict.verdict}", file=sys.stderr, flush=True)
+    if not verdict.holds and (said := tail(stage.folder)):
+        print(said, file=sys.stderr, flush=True)
+    return verdict
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

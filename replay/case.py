@@ -1,0 +1,102 @@
+"""What a case is, what it found, and what makes that right."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+STEP_S = 0.05
+STALE_MAX_S = 0.2  # what was played with older files is played again
+
+
+class Late(Exception):
+    """The machine was too busy to feed a tree in time: the case says nothing, play it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that a case looks at. `within` is how far from right a number may be."""
+
+    what: str
+    right: float | str
+    got: float | str
+    unit: str = "J"
+    within: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        if isinstance(self.right, str) or isinstance(self.got, str):
+            return self.right == self.got
+        return abs(self.got - self.right) <= self.within  # never true of nan
+
+    def said(self, value: float | str, tolerance: bool = False) -> str:
+        text = value if isinstance(value, str) else f"{_number(value)} {self.unit}".rstrip()
+        if tolerance and self.within and not isinstance(value, str):
+            text += f" ±{self.within:.2g}"
+        return f"{self.what}: {text}" if self.what else text
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.1f}".removesuffix(".0")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where a case is played.
+
+    Args:
+        folder: new, its own.
+        patient: whether to raise Late; at the last attempt tolerances grow instead.
+    """
+
+    folder: Path
+    step_s: float = STEP_S
+    patient: bool = True
+
+    def judge(self, stale_s: float) -> None:
+        """Raises: Late."""
+        if self.patient and stale_s > max(STALE_MAX_S, 2 * self.step_s):
+            raise Late(f"files were up to {stale_s:.2f} s old")
+
+    def room(self, name: str) -> "Stage":
+        """A place of its own within this one."""
+        folder = self.folder / name
+        folder.mkdir(parents=True)
+        return Stage(folder, self.step_s, self.patient)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One golden case. `about_s` is how long it takes, roughly: long ones begin first."""
+
+    number: int
+    name: str
+    play: Callable[[Stage], Sequence[Part]]
+    about_s: float = 10.0
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A case, played."""
+
+    case: Case
+    parts: Sequence[Part] = ()
+    failure: str = ""  # it could not be played to its end
+
+    @property
+    def holds(self) -> bool:
+        return bool(self.parts) and not self.failure and all(part.holds for part in self.parts)
+
+    @property
+    def right(self) -> str:
+        return "; ".join(part.said(part.right, tolerance=True) for part in self.parts)
+
+    @property
+    def got(self) -> str:
+        return self.failure or "; ".join(part.said(part.got) for part in self.parts)
+
+    @property
+    def verdict(self) -> str:
+        return "right" if self.holds else "wrong"

@@ -1,0 +1,107 @@
+"""Lets time pass on a machine, in real time, and rewrites its files every few hundredths of s.
+
+What happens when is exact: an event finds the machine as it was at that very moment, however
+late the feeder wakes. What may be late is the writing; `stale_s` says by how much at most.
+"""
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from replay.tree import Machine
+
+Event = Callable[[], object]
+
+
+class Feeder:
+    """Runs while the context lasts.
+
+    Args:
+        step_s: how often the files are rewritten.
+    """
+
+    def __init__(self, machine: Machine, step_s: float) -> None:
+        self.machine = machine
+        self._step_s = step_s
+        self._events: list[tuple[float, int, Event]] = []
+        self._count = itertools.count()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._done = False
+        self._failure: BaseException | None = None
+        self._now_s = time.monotonic()
+        self._began_s = self._now_s  # the last writing
+        self._stale_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
+
+    def at(self, moment_s: float, event: Event) -> None:
+        """Let something happen at a monotonic time."""
+        with self._lock:
+            heapq.heappush(self._events, (moment_s, next(self._count), event))
+        self._wake.set()
+
+    def look_from_now(self) -> None:
+        """What was late before does not matter."""
+        self._stale_s = 0.0
+
+    @property
+    def stale_s(self) -> float:
+        """How old a file's value was at most, s, since somebody began to look."""
+        return self._stale_s
+
+    def __enter__(self) -> Self:
+        self.machine.write()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done = True
+        self._wake.set()
+        self._thread.join()
+        if self._failure is not None and error is None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            while not self._done:
+                self._wake.clear()
+                self._wake.wait(max(0.0, self._next_s() - time.monotonic()))
+                self._step(time.monotonic())
+        except BaseException as failure:
+            self._failure = failure
+
+    def _next_s(self) -> float:
+        due_s = self._began_s + self._step_s
+        with self._lock:
+            return min(due_s, self._events[0][0]) if self._events else due_s
+
+    def _step(self, now_s: float) -> None:
+        while (event := self._due(now_s)) is not None:
+            moment_s, happen = event
+            self._pass_to(moment_s)
+            happen()
+        self._pass_to(now_s)
+        self.machine.write()
+        self._stale_s = max(self._stale_s, time.monotonic() - self._began_s)
+        self._began_s = now_s
+
+    def _due(self, now_s: float) -> tuple[float, Event] | None:
+        with self._lock:
+            if not self._events or self._events[0][0] > now_s:
+                return None
+            moment_s, _, event = heapq.heappop(self._events)
+            return moment_s, event
+
+    def _pass_to(self, moment_s: float) -> None:
+        if moment_s > self._now_s:
+            self.machine.pass_time(moment_s - self._now_s)
+            self._now_s = moment_s
