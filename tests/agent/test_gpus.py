@@ -234,6 +234,7 @@ def test_what_a_scheduler_gave_out_goes_before_what_is_open():
     assert held(names, [(A, ["0"])], whole) == {A: 1.0}
     assert held(names, [(A, ["GPU-1", "0"])], {}) == {A: 1.0}
     assert held(names, [(A, ["1"])], whole) == {B: 1.0}
+    assert held(names, [(A, ["all"])], whole) == {A: 1.0}
     assert held(names, [(A, ["0"]), (B, ["0"])], {}) == {A: 0.5, B: 0.5}
     part = {GpuOpen(2, "MIG-b", 4 / 7): B}
     assert held(names, [(A, ["MIG-a"])], part) == {A: pytest.approx(1 / 7), B: pytest.approx(4 / 7)}

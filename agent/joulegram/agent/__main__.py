@@ -1,5 +1,6 @@
 """`joulegram agent`: meters this node and reports to a collector, or prints its frames."""
 
+import contextlib
 import logging
 import signal
 import sys
@@ -26,14 +27,15 @@ def run(agent: AgentConfig, options: AgentOptions) -> int:
     floors = Floors(agent.state.expanduser() / "floors.json", agent.node)
     floors.load()
     if options.print:
-        return print_frames(Meter(agent, floors=floors), options.frames, stop)
+        with contextlib.closing(Meter(agent, floors=floors)) as meter:
+            return print_frames(meter, options.frames, stop)
     # gRPC and SQLite: not needed for printing.
     from joulegram.agent.metrics import AgentMetrics
     from joulegram.agent.run import serve
 
     metrics = AgentMetrics()
-    meter = Meter(agent, on_tick=metrics.tick, floors=floors)
-    return serve(meter, agent, stop, frames=options.frames, metrics=metrics, floors=floors)
+    with contextlib.closing(Meter(agent, on_tick=metrics.tick, floors=floors)) as meter:
+        return serve(meter, agent, stop, frames=options.frames, metrics=metrics, floors=floors)
 
 
 def print_frames(meter: Meter, count: int, stop: threading.Event) -> int:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 
 NS_PER_S = 1_000_000_000
 
-# Where the kernel does not say what a zone can draw at most. No CPU package draws 1 kW.
+# Where the kernel does not say what a zone can draw at most. No CPU package draws 1 kW...
 UNKNOWN_MAX_POWER_W = 1000.0
+# ...and no node 20 kW: a platform's counter may step forward by so much.
+PLATFORM_MAX_POWER_W = 20_000.0
 
 # Two readings this much further apart than a tick missed at least one: a gap.
 GAP_SLACK_S = 1.0
@@ -52,11 +54,13 @@ class Counter:
         range_uj: the counter starts again from 0 after this value; 0 when it never does.
         max_power_w: the most the device can draw; tells a wrap from a reset.
         tick_s: how often it is meant to be read.
+        jump_w: a forward step of twice this power is a reset, not a burst.
     """
 
     range_uj: int
     max_power_w: float
     tick_s: float
+    jump_w: float = UNKNOWN_MAX_POWER_W
     last_ns: int | None = None
     _value_uj: int = field(default=0, init=False)
     _moved_ns: int = field(default=0, init=False)
@@ -95,7 +99,7 @@ class Counter:
         if after_uj >= before_uj:
             # Twice the limit is let pass: short bursts exceed what a zone states as its
             # maximum, and only a forward jump that no hardware can draw is a reset.
-            limit_w = 2 * max(self.max_power_w, UNKNOWN_MAX_POWER_W)
+            limit_w = 2 * max(self.max_power_w, self.jump_w)
             energy_uj = after_uj - before_uj
         elif self.range_uj:
             limit_w = self.max_power_w

@@ -7,7 +7,7 @@ from typing import TypeAlias, cast
 
 from joulegram.agent.attribution import DERIVED, MEASURED, MODELLED, Metered
 from joulegram.agent.clock import Clock
-from joulegram.agent.counters import UNKNOWN_MAX_POWER_W, Counter, Interval
+from joulegram.agent.counters import PLATFORM_MAX_POWER_W, UNKNOWN_MAX_POWER_W, Counter, Interval
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.floors import Floors
 from joulegram.agent.integral import Integral
@@ -56,7 +56,8 @@ def history_of(sensor: AnySensor, tick_s: float) -> Counter | Integral:
     if not hasattr(sensor, "read_uj"):
         return Integral(sensor.averaged_s, tick_s)
     limit_w = sensor.max_power_w or UNKNOWN_MAX_POWER_W
-    return Counter(cast(Sensor, sensor).range_uj, limit_w, tick_s)
+    jump_w = PLATFORM_MAX_POWER_W if sensor.component == "other" else UNKNOWN_MAX_POWER_W
+    return Counter(cast(Sensor, sensor).range_uj, limit_w, tick_s, jump_w)
 
 
 @dataclass(slots=True)

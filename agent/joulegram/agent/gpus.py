@@ -13,6 +13,7 @@ from typing import TypeAlias
 from joulegram.agent.attribution import WHOLE, GpuWork
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.identity import Identity
+from joulegram.agent.owners.known import ALL_GPUS
 from joulegram.agent.procfs import Process, Processes
 from joulegram.agent.sensors.gpu import GpuOpen, GpuUsers
 from joulegram.agent.usage import Use
@@ -132,9 +133,10 @@ def held(
     claims: dict[str, set[Owner]] = defaultdict(set)  # by name of the GPU or of its part
     for owner, own in holding:
         for name in own:
-            if name in names and owner.kind not in RESERVED:
+            fraction = 1.0 if name == ALL_GPUS else names.get(name)
+            if fraction is not None and owner.kind not in RESERVED:
                 # Index, UUID and address are one thing.
-                claims["" if names[name] >= 1.0 else name].add(owner)
+                claims["" if fraction >= 1.0 else name].add(owner)
     sizes = {part: names.get(part, 1.0) for part in claims}
     if "" not in claims:
         given = set(claims)

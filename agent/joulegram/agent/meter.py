@@ -16,7 +16,7 @@ from joulegram.agent.floors import Floors
 from joulegram.agent.frames import frame_of
 from joulegram.agent.gpus import Gpus
 from joulegram.agent.identity import Identity
-from joulegram.agent.machine import boot_id, sensors
+from joulegram.agent.machine import Machine, boot_id
 from joulegram.agent.owners.owners import Owners
 from joulegram.agent.procfs import Processes
 from joulegram.agent.sensors.gpu import GpuUsers
@@ -54,9 +54,8 @@ class Meter:
         self._config = config
         self._on_tick = on_tick
         self._clock = clock or SystemClock()
-        self._find = find or (
-            lambda: sensors(config.sysfs, config.procfs, config.tdp_w, self._clock)
-        )
+        self._machine = Machine(config, self._clock)
+        self._find = find or self._machine.sensors
         self.tick_ms, self.window_ms = timing_ms(config.tick_s, config.window_s)
         self.epoch = secrets.randbits(64)
         self.seq = 0
@@ -108,6 +107,11 @@ class Meter:
         timeline.close(clock.mono_ns())
         for window in timeline.open:
             yield from self._sound(window)
+        self._identity.close()
+
+    def close(self) -> None:
+        """End the threads that ask slow sensors and schedulers."""
+        self._machine.close()
         self._identity.close()
 
     def _read(self, timeline: Timeline) -> None:

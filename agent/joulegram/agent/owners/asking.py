@@ -29,6 +29,7 @@ class Asking:
         self, name: str, ask: Callable[[], None], every_s: float, gap_s: float = 2.0
     ) -> None:
         self.trouble = ""  # why there was no answer the last time; "": there was one
+        self.answers = 0  # so far
         self._ask = ask
         self._every_s = every_s
         self._gap_s = gap_s
@@ -78,6 +79,7 @@ class Asking:
             else:
                 failures = 0
                 self.trouble = ""
+                self.answers += 1
             if failures:
                 self._pause(backoff_s(failures, self._chance.random()), False)
             else:

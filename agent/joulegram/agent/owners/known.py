@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from joulegram.agent.owners.asking import Asking
 from joulegram.agent.textfile import printable
 from joulegram.agent.workloads import Owner
 
@@ -39,6 +40,8 @@ class Source(Protocol):
 
     @property
     def name(self) -> str: ...  # slurm, kubelet, docker
+    @property
+    def asking(self) -> Asking: ...  # its thread
 
     def about(self, owner: Owner) -> Known | None:
         """What is known by now; None where it knows nothing of it. Never blocks, never raises."""

@@ -186,6 +186,10 @@ class IpmiPower:
         """Raises: SensorDenied, SensorFailed."""
         return self._background.sample()
 
+    def ask(self) -> Sample:
+        """Ask now; blocks for some seconds. Raises: SensorDenied, SensorFailed."""
+        return self.dcmi.ask()
+
     def close(self) -> None:
         self._background.close()
 

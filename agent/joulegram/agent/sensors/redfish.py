@@ -12,6 +12,7 @@ the configuration goes before.
 
 import math
 import socket
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -300,6 +301,14 @@ class RedfishPower:
     def sample(self) -> Sample:
         """Raises: SensorDenied, SensorFailed."""
         return self._background.sample()
+
+    def ask(self) -> Sample:
+        """Ask now; blocks for some seconds. Raises: SensorDenied, SensorFailed."""
+        for wait_s in (0.0, 2.0, 8.0):
+            self.node.clock.wait(threading.Event(), wait_s)
+            if (sample := self.node.ask()) is not None:
+                return sample
+        raise SensorFailed("it tells an energy only, which has not moved for 10 s.")
 
     def close(self) -> None:
         """End the session with the controller."""

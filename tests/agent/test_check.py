@@ -1,0 +1,102 @@
+"""`joulegram check`: each line says what, why and what to do, whatever the machine lacks."""
+
+import pytest
+
+from joulegram.agent import check, findings
+from joulegram.agent.findings import BESIDE, DENIED, FAILS, MISSING, MODELLED, WORKS, Finding
+from joulegram.agent.floors import LEARN_MS, Floors
+from tests.agent.played import Machine
+from tests.agent.test_machine import CRAY, METER, write
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+def energy(machine, **config):
+    """The lines on energy, by what they are of."""
+    settings = machine.config(state=machine.root / "state", **config)
+    found: dict[str, list[Finding]] = {}
+    for finding in findings.energy(settings):
+        found.setdefault(finding.what.removeprefix("energy: "), []).append(finding)
+    return found
+
+
+def states(lines):
+    return [line.state for line in lines]
+
+
+def test_a_machine_without_any_sensor_is_a_page_one_can_act_on(machine, capsys):
+    assert check.run(machine.config(state=machine.root / "state", docker_socket="")) == 0
+    page = capsys.readouterr().out
+    assert "modprobe intel_rapl_msr" in page
+    assert "modelled" in page and "agent.tdp_w" in page
+    assert page.index("load model") < page.index("RAPL")
+    lacking = [line for line in page.splitlines() if line.strip().startswith(("missing", "fails"))]
+    acted_on = page.count("→")
+    assert acted_on >= len(lacking) - 1  # the driver's own words say what to do for NVIDIA
+
+
+def test_counters_that_work_say_their_floor_and_what_counts_beside_them(machine):
+    machine.zone("intel-rapl:0", "package-0")
+    machine.zone("intel-rapl:1", "psys")
+    write(machine.root, CRAY | METER)
+    found = energy(machine, idle_w={"cpu0": 12.5})
+    assert states(found["cpu0"]) == [WORKS, BESIDE]
+    assert "12.5 W, configured" in found["cpu0"][0].why
+    assert states(found["platform"]) == [WORKS, BESIDE, BESIDE]
+    assert "Cray node" in found["platform"][0].why
+    assert (
+        "no idle floor yet" in found["dram0"][0].why and "agent.idle_w" in found["dram0"][0].remedy
+    )
+    assert "load model" not in found
+
+
+def test_a_learnt_floor_says_how_it_was_learnt(machine):
+    machine.zone("intel-rapl:0", "package-0")
+    (machine.root / "state").mkdir()
+    floors = Floors(machine.root / "state/floors.json", "n1")
+    floors.note("cpu0", 0, LEARN_MS, LEARN_MS * 21_500)
+    floors.save()
+    assert "21.5 W, learnt: lowest window mean of 4 h" in energy(machine)["cpu0"][0].why
+
+
+def test_a_counter_that_cannot_be_read_says_why(machine):
+    zone = machine.zone("intel-rapl:0", "package-0")
+    (zone.folder / "energy_uj").write_text("nonsense")
+    found = energy(machine)
+    assert states(found["cpu0"]) == [FAILS]
+    assert found["cpu0"][0].remedy
+
+
+def test_a_card_without_a_sensor_is_named(machine):
+    write(
+        machine.root,
+        {
+            "sys/class/drm/card0/device/vendor": "0x10de\n",
+            "sys/class/drm/card0/device/uevent": "PCI_SLOT_NAME=0000:3b:00.0\n",
+        },
+    )
+    (line,) = [f for f in findings.energy(machine.config()) if f.what == "gpu: card0"]
+    assert line.state == MISSING and "0000:3b:00.0" in line.why
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([Finding("energy: cpu0", WORKS, "")], "measured: cpu0"),
+        ([Finding("energy: load model", MODELLED, "")], "load model"),
+        ([Finding("energy: cpu0", DENIED, "")], "Nothing can be metered"),
+    ],
+)
+def test_the_verdict_says_what_the_numbers_will_be(lines, said):
+    assert said in check.verdict(lines)
+
+
+def test_a_collector_that_is_not_there_and_a_spool_that_may_not_be(machine):
+    (machine.root / "file").write_text("")
+    settings = machine.config(collector="127.0.0.1:9", state=machine.root / "file/state")
+    way = {f.what: f for f in findings.way(settings)}
+    assert way["collector"].state == MISSING and "joulegram up" in way["collector"].remedy
+    assert way["spool"].state == DENIED and "--state" in way["spool"].remedy
