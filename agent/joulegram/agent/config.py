@@ -104,7 +104,17 @@ class AgentConfig:
     )
     tdp_w: float = field(
         default=0.0,
-        metadata={"help": "the CPU packages' TDP together, for the load model; 0: 4.5 W per CPU"},
+        metadata={
+            "help": "the CPU packages' TDP together (a VM: its share), for the load model; 0: "
+            "looked up by the processor's name"
+        },
+    )
+    instance_type: str = field(
+        default="",
+        metadata={
+            "help": "the cloud's name for this machine (m5.xlarge, n2-standard-8, "
+            "Standard_D4s_v5), by which the load model knows the processor"
+        },
     )
     ipmi: str = field(
         default="auto",

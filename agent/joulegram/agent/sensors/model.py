@@ -1,26 +1,46 @@
-"""CPU energy estimated from load, for machines whose sensors nobody can read (VMs).
+"""CPU energy estimated from load and clock, for machines whose sensors nobody can read (VMs).
 
-    watts = TDP x (IDLE_SHARE + LOAD_SHARE x load ^ LOAD_EXPONENT)
+    watts = TDP x LEVEL x (IDLE + ACTIVE x load ^ LOAD_EXPONENT x pace ^ PACE_EXPONENT)
 
-Fitted to the measured rows that CodeCarbon publishes for two servers (MIT; loads above 2 %):
-mean absolute error 20 %, where a straight line through the TDP is off by 40 %. Every number
-made this way says `modelled`.
+`load` is the busy share of all logical CPUs, `pace` their mean clock as a share of the greatest.
+docs/load-model.md says where each number comes from and how far off it is. Every number made
+this way says `modelled`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
 
 from joulegram.agent.clock import Clock
-from joulegram.agent.procfs import CpuTimes
+from joulegram.agent.procfs import CpuTimes, cpu_times
+from joulegram.agent.sensors.cpufreq import Pace
+from joulegram.agent.sensors.rating import UNKNOWN, Rating, rating_of
 
-IDLE_SHARE = 0.02
-LOAD_SHARE = 0.56
-LOAD_EXPONENT = 0.75
+# The course over load: Teads measured Amazon's bare-metal Xeons under stress tests at 0.12,
+# 0.32, 0.75 and 1.02 of their TDP for loads of 0, 10, 50 and 100 % (2021; the "Teads curve").
+# 0.12 + 0.90 x load^0.6 is within 0.04 of those four.
+IDLE, ACTIVE, LOAD_EXPONENT = 0.12, 0.90, 0.6
+# Power goes with clock x voltage^2, and the mean clock counts sleeping CPUs too: less than 1.
+PACE_EXPONENT = 0.75
+# Base clock / greatest clock of server processors: 0.70 (EPYC 7763, 2.45 of 3.5 GHz; Xeon
+# 8175M, 2.5 of 3.5), 0.65 to 0.83 in makers' data sheets.
+PACE_UNKNOWN = 0.70
+# The only fitted number: the geometric mean over two measured servers (bench/load_model.py).
+LEVEL = 0.716
 
-# TDP per logical CPU where nobody says it: between 2.2 W (EPYC 7763, 280 W / 128 threads) and
-# 7.1 W (2 x Xeon E5-2620 v3, 170 W / 24 threads); makers' data sheets. A VM's CPU is a thread.
-TDP_W_PER_CPU = 4.5
+
+def share_of_tdp(load: float, pace: float | None, level: float = LEVEL) -> float:
+    """Power as a share of the TDP.
+
+    Args:
+        load: busy share of all logical CPUs; what is outside 0..1 is cut.
+        pace: mean clock / greatest clock, above 0; None: not known.
+    """
+    load = min(1.0, max(0.0, load))
+    pace = min(1.0, max(0.0, PACE_UNKNOWN if pace is None else pace))
+    return level * (IDLE + ACTIVE * math.pow(load, LOAD_EXPONENT) * math.pow(pace, PACE_EXPONENT))
 
 
 @dataclass(slots=True)
@@ -29,12 +49,16 @@ class LoadModel:
 
     Args:
         times: machine-wide CPU times; raises OSError or Torn when they cannot be read.
-        tdp_w: TDP of all packages together; 0: estimated from the number of CPUs.
+        tdp_w: TDP of all packages together, which wins over `rating`; 0: not said.
+        rating: this machine's TDP, and from where it is known.
+        pace: its clock, where that can be read.
     """
 
     times: Callable[[], CpuTimes]
     clock: Clock
     tdp_w: float = 0.0
+    rating: Rating = UNKNOWN
+    pace: Pace = field(default_factory=Pace)
     device: str = field(default="cpu0", init=False)
     component: str = field(default="cpu", init=False)
     range_uj: int = field(default=0, init=False)
@@ -43,22 +67,36 @@ class LoadModel:
     _counted_uj: int = field(default=0, init=False)
     _before: tuple[int, CpuTimes] | None = field(default=None, init=False)
 
+    @classmethod
+    def find(
+        cls, sysfs: Path, procfs: Path, clock: Clock, tdp_w: float = 0.0, instance_type: str = ""
+    ) -> Self:
+        """The model of this machine. Never raises: what is not known is assumed, and said."""
+        known = rating_of(sysfs, procfs, tdp_w, instance_type)
+        return cls(lambda: cpu_times(procfs), clock, rating=known, pace=Pace.find(sysfs))
+
+    @property
+    def basis(self) -> str:
+        """What was assumed, and from where."""
+        tdp = f"TDP {self.tdp_w:g} W, configured" if self.tdp_w else self.rating.basis
+        clock = "clock read" if self.pace.cpus else f"clock taken as {PACE_UNKNOWN:.0%} of greatest"
+        return f"{tdp}; {clock}"
+
     def read_uj(self) -> int:
         """Energy since the first reading. Raises: OSError, Torn."""
-        now_ns, times = self.clock.mono_ns(), self.times()
+        now_ns, times, pace = self.clock.mono_ns(), self.times(), self.pace.read()
         if self._before is not None:
             before_ns, before = self._before
-            elapsed_ns = now_ns - before_ns
+            elapsed_ns = max(0, now_ns - before_ns)
             used_ns = max(0, times.use_ns - before.use_ns)
-            load = min(1.0, used_ns / (elapsed_ns * max(1, times.cpus))) if elapsed_ns > 0 else 0.0
-            self._counted_uj += round(self.watts(load, times.cpus) * elapsed_ns / 1000)
+            load = used_ns / (elapsed_ns * max(1, times.cpus)) if elapsed_ns else 0.0
+            self._counted_uj += round(self.watts(load, times.cpus, pace) * elapsed_ns / 1000)
         self._before = now_ns, times
         return self._counted_uj
 
-    def watts(self, load: float, cpus: int) -> float:
+    def watts(self, load: float, cpus: int, pace: float | None = None) -> float:
         """Power at a load (0..1 of all CPUs), W."""
-        tdp_w = self.tdp_w or max(1, cpus) * TDP_W_PER_CPU
-        return tdp_w * (IDLE_SHARE + LOAD_SHARE * math.pow(load, LOAD_EXPONENT))
+        return (self.tdp_w or self.rating.of(cpus)) * share_of_tdp(load, pace)
 
     @property
     def floor_w(self) -> float:
