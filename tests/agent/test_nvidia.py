@@ -379,9 +379,11 @@ def test_a_gpu_that_was_removed_is_found_again_under_another_index(machine):
 
 
 def test_one_function_in_trouble_costs_its_own_numbers(machine):
-    trace = A + "error nvmlDeviceGetGraphicsRunningProcesses_v3 999\n"
-    trace += "error nvmlDeviceGetProcessUtilization 999\nprocess compute 1\n"
+    others = ("GraphicsRunningProcesses_v3", "ProcessUtilization", "MigMode", "AccountingMode")
+    trace = A + "process compute 1\n" + "".join(f"error nvmlDeviceGet{f} 999\n" for f in others)
     machine.begin(trace)
+    assert machine.read() == 5_000_000
+    assert "0" in machine.names()
     look = machine.look()
     assert ([p.pid for p in look.opened], look.uses) == ([1], [])
     machine.play(A + f"process compute 1\nsample 1 {at(1)} 50\n", 1)
@@ -427,7 +429,7 @@ def test_a_gpu_lost_at_the_start_or_added_later_is_found_later(machine):
 def test_a_gpu_that_hangs_delays_nobody_for_long(machine):
     """Half a second once, then nothing, until it answers again."""
     machine.begin(A + B)
-    machine.play(A + "slow nvmlDeviceGetTotalEnergyConsumption 1200\n" + B, 1)
+    machine.play(A + "slow nvmlDeviceGetTotalEnergyConsumption 2500\n" + B, 1)
     before_s = time.monotonic()
     for _ in range(4):
         with pytest.raises(AgentError, match="GPU-a has not answered"):
@@ -435,7 +437,7 @@ def test_a_gpu_that_hangs_delays_nobody_for_long(machine):
         with pytest.raises(AgentError, match="GPU-a has not answered"):
             machine.look()
         assert machine.read("gpu:GPU-b") == 9_000_000
-    assert time.monotonic() - before_s < 1.0
+    assert time.monotonic() - before_s < 2.0
     machine.play(A + B, 1)
     wait_until(lambda: reads(machine), "the GPU to answer again")
     assert machine.read() == 5_000_000
@@ -456,6 +458,11 @@ def test_no_driver_and_no_library_are_answers_with_a_reason(machine, tmp_path):
     with asking(tmp_path / "none", tmp_path) as asked:
         assert asked.begin(A) == []
         assert "no NVIDIA driver" in asked.why_none()
+
+
+def test_a_gpu_whose_name_is_no_text_costs_itself(machine):
+    assert [gpu["device"] for gpu in machine.begin("gpu GPU-\udcff\udcfe\n" + A)] == ["gpu:GPU-a"]
+    assert machine.names() == {**machine.names(), "1": 1.0}
 
 
 def test_a_gpu_that_tells_neither_energy_nor_power_says_so(machine):

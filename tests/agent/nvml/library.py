@@ -1,5 +1,6 @@
 """A `libnvidia-ml.so.1` that plays a text file; nvml.c says how the file is written."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Collection, Mapping
@@ -35,7 +36,7 @@ def environment(folder: Path, trace: Path) -> Mapping[str, str]:
 
 
 def play(trace: Path, text: str) -> None:
-    """Put a trace in place, whole."""
+    """Put a trace in place, whole; bytes that are no text as os.fsdecode keeps them."""
     draft = trace.with_suffix(".draft")
-    draft.write_text(text)
+    draft.write_bytes(os.fsencode(text))
     draft.rename(trace)

@@ -33,7 +33,7 @@ class Accounting:
             busy_ns: what this look counts, by pid.
             elapsed_ns: since the look before. Nobody is owed more than the busy share of that:
                 what lies further back is attributed, and what lies before us is not ours.
-        Raises: SensorFailed.
+        Raises: Gone.
         """
         for pid, ns in busy_ns.items():
             self._counted_ns[pid] = self._counted_ns.get(pid, 0) + ns

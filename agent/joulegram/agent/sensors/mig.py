@@ -43,7 +43,7 @@ class Instance:
 
 
 def instances(board: Board) -> list[Instance]:
-    """Every MIG device of a GPU; none when it is not in MIG mode. Raises: SensorFailed."""
+    """Every MIG device of a GPU; none when it is not in MIG mode. Raises: Gone."""
     mode = board.told("nvmlDeviceGetMigMode")
     if not mode or not mode[0]:
         return []

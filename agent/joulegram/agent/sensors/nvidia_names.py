@@ -8,7 +8,7 @@ from joulegram.agent.sensors.nvml import Board
 
 
 def names_of(board: Board, parts: Sequence[Instance]) -> dict[str, float]:
-    """{name: fraction of the GPU}. Raises: SensorFailed."""
+    """{name: fraction of the GPU}. Raises: Gone."""
     index = board.told("nvmlDeviceGetIndex")
     index = board.order if index is None else index
     names = {board.uuid: 1.0, str(index): 1.0}

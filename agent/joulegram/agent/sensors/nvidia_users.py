@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from joulegram.agent.clock import Clock
+from joulegram.agent.errors import SensorFailed
 from joulegram.agent.sensors.gpu import GpuLook, GpuOpen, GpuUse
 from joulegram.agent.sensors.gpu_accounting import Accounting
 from joulegram.agent.sensors.mig import instances
@@ -51,12 +52,16 @@ class Users:
         if self._outdated(now_ns):
             self.lay_out()
         elapsed_ns = 0 if self._looked_ns is None else max(0, now_ns - self._looked_ns)
-        look = self._mig.look(elapsed_ns) if self._mig else self._whole(elapsed_ns)
+        try:
+            look = self._mig.look(elapsed_ns) if self._mig else self._whole(elapsed_ns)
+        except SensorFailed:
+            self._laid_out_ns = None  # what it said in such trouble is not to be kept
+            raise
         self._looked_ns = now_ns
         return look
 
     def lay_out(self) -> None:
-        """Ask what hardly ever changes. Raises: SensorFailed."""
+        """Ask what hardly ever changes. Raises: Gone."""
         now_ns = self.clock.mono_ns()
         parts = instances(self.board)
         if not parts:

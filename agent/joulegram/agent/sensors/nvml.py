@@ -12,6 +12,7 @@ import importlib
 import logging
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,7 @@ ABSENT = frozenset(
     {INVALID_ARGUMENT, NOT_SUPPORTED, FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH, DEPRECATED}
 )
 SESSION = frozenset({UNINITIALIZED, DRIVER_NOT_LOADED, VERSION_MISMATCH})  # begin it anew
+GONE = SESSION | {GPU_IS_LOST, RESET_REQUIRED}
 
 # A session is begun anew so often at most: it takes up to a second per GPU.
 RESTART_EVERY_S = 5.0
@@ -57,6 +59,10 @@ class NotTold(Exception):
     def __init__(self, name: str, code: int) -> None:
         super().__init__(f"{name}: code {code}")
         self.code = code
+
+
+class Gone(SensorFailed):
+    """The GPU or the session is gone: until it is found again, nothing can be asked."""
 
 
 @dataclass(slots=True)
@@ -87,15 +93,15 @@ class Nvml:
         self._broken = True
 
     def need(self) -> None:
-        """Raises: SensorFailed when there is no session now."""
+        """Raises: Gone when there is no session now."""
         if not self.begin():
             why = self.why_none or "its session ended, and is begun anew in a moment"
-            raise SensorFailed(f"NVML does not answer: {why}")
+            raise Gone(f"NVML does not answer: {why}")
 
     def ask(self, name: str, *args: Any) -> Any:
         """Call one of the binding's functions.
 
-        Raises: NotTold; SensorDenied; SensorFailed when the GPU or the session is in trouble.
+        Raises: NotTold; SensorDenied; SensorFailed in other trouble, Gone in the worst.
         """
         function = getattr(self._binding, name, None)
         if function is None:
@@ -119,14 +125,12 @@ class Nvml:
             )
         if code in SESSION and generation == self.generation:  # not begun anew meanwhile
             self._broken = True
-        raise SensorFailed(f"{name}: {WORDS.get(code, f'error {code}; see nvidia-smi and dmesg')}")
+        trouble = Gone if code in GONE else SensorFailed
+        raise trouble(f"{name}: {WORDS.get(code, f'error {code}; see nvidia-smi and dmesg')}")
 
     def told(self, name: str, *args: Any) -> Any:
-        """As `ask`, but None where it is not told or not allowed."""
-        try:
-            return self.ask(name, *args)
-        except (NotTold, SensorDenied):
-            return None
+        """As `ask`, but None where it is not told, not allowed or fails. Raises: Gone."""
+        return told(self.ask, name, *args)
 
     def structure(self, name: str) -> Any:
         """One of the binding's structures, empty. Raises: NotTold."""
@@ -186,6 +190,19 @@ class Nvml:
             log.debug("while ending the session with NVML: %s", exc)
 
 
+def told(ask: Callable[..., Any], *args: Any) -> Any:
+    """The answer, or None where there is none. Raises: Gone."""
+    try:
+        return ask(*args)
+    except (NotTold, SensorDenied):
+        return None
+    except Gone:
+        raise
+    except SensorFailed as exc:
+        log.debug("%s", exc)
+        return None
+
+
 @dataclass(slots=True)
 class Board:
     """One GPU, known by its UUID; its handle is found again whenever it was lost."""
@@ -199,7 +216,7 @@ class Board:
     _patience_s: float = field(default=LOST_S, init=False)
 
     def handle(self) -> Any:
-        """Raises: SensorFailed while it cannot be found."""
+        """Raises: Gone while it cannot be found."""
         if self._suspect_s is not None and self.nvml.mono_s() >= self._suspect_s:
             self._patience_s = min(LOST_MAX_S, 2 * self._patience_s)
             self._suspect_s = self.nvml.mono_s() + self._patience_s
@@ -216,16 +233,13 @@ class Board:
             answer = self.nvml.ask(name, self.handle(), *args)
         except SensorFailed as exc:
             self.lost()
-            raise SensorFailed(f"gpu:{self.uuid}: {exc}") from exc
+            raise type(exc)(f"gpu:{self.uuid}: {exc}") from exc
         self._suspect_s, self._patience_s = None, LOST_S
         return answer
 
     def told(self, name: str, *args: Any) -> Any:
-        """As `ask`, but None where it is not told or not allowed."""
-        try:
-            return self.ask(name, *args)
-        except (NotTold, SensorDenied):
-            return None
+        """As `ask`, but None where it is not told, not allowed or fails. Raises: Gone."""
+        return told(self.ask, name, *args)
 
     def ask_part(self, part: Any, name: str, *args: Any) -> Any:
         """As `ask`, of a MIG device's handle; one that is gone costs the GPU nothing."""
@@ -259,12 +273,10 @@ def handles(nvml: Nvml) -> dict[str, Any]:
 
 
 def handle_of(nvml: Nvml, uuid: str) -> Any:
-    """Raises: SensorFailed when no GPU has that UUID now."""
+    """Raises: Gone when no GPU has that UUID now."""
     handle = nvml.told("nvmlDeviceGetHandleByUUID", uuid)
     if handle is None:
         handle = handles(nvml).get(uuid)
     if handle is None:
-        raise SensorFailed(
-            "it is not there any more (fell off the bus, or was removed); see nvidia-smi -L"
-        )
+        raise Gone("it is not there any more (fell off the bus, or was removed); see nvidia-smi -L")
     return handle
