@@ -11,6 +11,7 @@ from joulegram.agent.energy import AnySensor
 from joulegram.agent.floors import Floors
 from joulegram.agent.frames import COLUMNS, unpack
 from joulegram.agent.meter import Meter
+from joulegram.agent.owners.owners import Owners
 from joulegram.v1.telemetry_pb2 import Frame
 
 START_NS = 1_790_000_000_000_000_000  # a multiple of 10 s
@@ -259,6 +260,7 @@ class Machine:
         sensors: Sequence[AnySensor] = (),
         more_sensors: bool = False,
         floors: Floors | None = None,
+        owners: Owners | None = None,
         **config: object,
     ) -> list[Frame]:
         """Frames of the shipped meter on this machine.
@@ -289,7 +291,8 @@ class Machine:
             others = machine.Machine(settings, clock).sensors() if more_sensors else []
             find = lambda: [*sensors, *others]  # noqa: E731
         found = []
-        for frame in Meter(settings, clock, find=find, floors=floors).frames(threading.Event()):
+        meter = Meter(settings, clock, find=find, floors=floors, owners=owners)
+        for frame in meter.frames(threading.Event()):
             found.append(frame)
             if len(found) == frames:
                 break

@@ -11,7 +11,6 @@ from joulegram.agent.rarely import Rarely
 
 log = logging.getLogger(__name__)
 
-FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 300.0
 CLOSE_WITHIN_S = 0.5
 
@@ -22,7 +21,7 @@ class Asking:
     Args:
         ask: raises SourceFailed when it got no answer.
         every_s: so often while it goes well.
-        gap_s: at least so long between two, however often it is woken.
+        gap_s: at least so long between two, however often it is woken; failures double it.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class Asking:
                 self.trouble = ""
                 self.answers += 1
             if failures:
-                self._pause(backoff_s(failures, self._chance.random()), False)
+                self._pause(backoff_s(failures, self._gap_s, self._chance.random()), False)
             else:
                 self._pause(self._gap_s, False)
                 self._pause(self._every_s * (0.9 + 0.2 * self._chance.random()), True)
@@ -96,11 +95,11 @@ class Asking:
                 self._changed.wait(left_s)
 
 
-def backoff_s(failures: int, chance: float) -> float:
+def backoff_s(failures: int, first_s: float, chance: float) -> float:
     """How long to leave somebody alone after so many failures in a row.
 
     Args:
         chance: 0..1; agents that failed together shall not come back together.
     """
-    longest_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures, 20))
+    longest_s = min(LONGEST_DELAY_S, first_s * 2.0 ** min(failures, 20))
     return longest_s * (0.5 + 0.5 * chance)

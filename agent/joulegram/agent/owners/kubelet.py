@@ -177,7 +177,7 @@ class Kubelet:
 
 REMEDIES = {
     401: ": it takes no such token; let kubelet_token_file name a service account's",
-    403: ": that account may not read nodes/proxy; the chart in deploy/ has the role it needs",
+    403: ": its ClusterRole needs `get` on nodes/proxy (nodes/pods since Kubernetes 1.32)",
     404: ": is kubelet_url right? It ends before /pods",
 }
 
