@@ -1,5 +1,6 @@
 """AMD and Intel GPUs on constructed trees, in the formats of amdgpu, i915, xe and KFD."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -13,13 +14,12 @@ from hypothesis import strategies as st
 
 from joulegram.agent.errors import SensorFailed
 from joulegram.agent.sensors.drm import CountedCard, Gpu, SampledCard, find, unmetered
-from joulegram.agent.sensors.fdinfo import (
+from joulegram.agent.sensors.drm_clients import (
     CLIENTS_PER_PROCESS,
     DESCRIPTORS_PER_LOOK,
-    ENGINES_MAX,
     Clients,
-    parse,
 )
+from joulegram.agent.sensors.fdinfo import ENGINES_MAX, parse
 from joulegram.agent.sensors.gpu import GpuLook
 from tests.agent.played import Clock, Machine, device_j, rows
 
@@ -589,6 +589,29 @@ def test_a_process_that_may_not_be_inspected_costs_its_own(open_tree):
     finally:
         if root:
             os.seteuid(0)
+
+
+def test_a_driver_that_hangs_holds_up_no_tick_and_costs_no_use(tree):
+    """A FIFO that nobody writes to hangs its reader as a driver's lock does."""
+    tree.xe()
+    tree.opens(7, 5, fdinfo(XE, 3, "drm-engine-render:\t0 ns"))
+    tree.find()
+    tree.after(0)
+    file = tree.proc / "7/fdinfo/5"
+    file.unlink()
+    os.mkfifo(file)
+    for _ in range(2):
+        with pytest.raises(SensorFailed, match="fdinfo"):
+            tree.after(1)
+    with file.open("w") as writer:
+        file.unlink()
+        tree.opens(7, 5, fdinfo(XE, 3, f"drm-engine-render:\t{S} ns"))
+        writer.write("drm-dri")  # it answers, though not well
+    used: dict[int, int] = {}
+    while not used:
+        with contextlib.suppress(SensorFailed):
+            used = tree.used(1)
+    assert used == {7: S}
 
 
 # ROCm

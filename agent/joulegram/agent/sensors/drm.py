@@ -2,7 +2,7 @@
 
 Reads  <sysfs>/class/drm/card*/device/{vendor,uevent,unique_id,gpu_busy_percent,drm/renderD*},
        its hwmon*/{name,energy*_{input,label},power1_{average,input,cap_max,rated_max,max}},
-       in*_label; the users' files: fdinfo.py, kfd.py
+       in*_label; the users' files: drm_clients.py, kfd.py
 Format https://docs.kernel.org/gpu/amdgpu/thermal.html (power1_average, power1_input; uW)
        Documentation/ABI/testing/sysfs-driver-intel-{i915,xe}-hwmon (energy*_input; uJ)
 
@@ -30,9 +30,11 @@ from typing import TypeAlias
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.sensors import kfd
-from joulegram.agent.sensors.fdinfo import ADDRESS, Clients
+from joulegram.agent.sensors.drm_clients import Clients
+from joulegram.agent.sensors.fdinfo import ADDRESS
 from joulegram.agent.sensors.gpu import GpuLook, GpuOpen, GpuUse
 from joulegram.agent.sensors.hwmon import line, optional, read_micro
+from joulegram.agent.sensors.in_time import InTime
 from joulegram.agent.sensors.sensor import Sample
 
 AMD, INTEL = "0x1002", "0x8086"
@@ -78,6 +80,7 @@ class CardUsers:
     clock: Clock
     index: int | None  # None: another maker's GPU may have the same number
     _looked_ns: int | None = field(default=None, init=False)
+    _in_time: InTime = field(default_factory=lambda: InTime("ROCm's processes"), init=False)
 
     def names(self) -> Mapping[str, float]:
         card = self.card
@@ -91,14 +94,17 @@ class CardUsers:
         return dict.fromkeys(names, 1.0)
 
     def look(self) -> GpuLook:
-        """Raises: OSError when procfs cannot be listed."""
+        """Raises: OSError when procfs cannot be listed, SensorFailed while a driver hangs."""
+        computing: Mapping[int, kfd.Compute] = {}
+        if self.card.nodes:
+            computing = self._in_time(lambda: _computing(self.sysfs, self.card.nodes))
         users = self.clients.users(self.card.address)
         now_ns = self.clock.mono_ns()
         elapsed_ns = now_ns - self._looked_ns if self._looked_ns is not None else 0
         self._looked_ns = now_ns
         used, opened = dict(users.used_ns), set(users.opened)
         modelled = False
-        if computing := _computing(self.sysfs, self.card.nodes):
+        if computing:
             modelled = self._add_compute(used, computing, elapsed_ns)
             opened -= computing.keys()
             opened |= {pid for pid, compute in computing.items() if compute.open}
@@ -145,7 +151,7 @@ class CountedCard:
         return self.users.names()
 
     def look(self) -> GpuLook:
-        """Raises: OSError when procfs cannot be listed."""
+        """Raises: OSError when procfs cannot be listed, SensorFailed while a driver hangs."""
         return self.users.look()
 
 
@@ -176,7 +182,7 @@ class SampledCard:
         return self.users.names()
 
     def look(self) -> GpuLook:
-        """Raises: OSError when procfs cannot be listed."""
+        """Raises: OSError when procfs cannot be listed, SensorFailed while a driver hangs."""
         return self.users.look()
 
 
