@@ -1,5 +1,6 @@
 """Whose a process is, and what is known of its owner: on trees, by the shipped meter."""
 
+import os
 import pwd
 import threading
 import time
@@ -9,7 +10,7 @@ import pytest
 
 from joulegram.agent.cgroups import Cgroups
 from joulegram.agent.clock import SystemClock
-from joulegram.agent.identity import Identity
+from joulegram.agent.identity import REMEMBERED, Identity
 from joulegram.agent.owners.asking import Asking
 from joulegram.agent.owners.batch import Batch
 from joulegram.agent.owners.known import Known
@@ -182,6 +183,30 @@ def test_a_thief_that_came_first_has_to_give_back(tmp_path):
     assert who.place(thief).owner == own
     assert who.place(process(tmp_path, 5, f"/system.slice/docker-{CID}.scope")).owner == own
     assert who.place(thief).owner == Owner("user", "1000")
+
+
+def test_names_made_up_by_the_thousand_make_no_other_forgotten(tmp_path):
+    who = identity(tmp_path)
+    who.place(process(tmp_path, 5, f"/system.slice/docker-{CID}.scope"))
+    for n in range(REMEMBERED + 10):
+        who.of_group(f"{HOME}/docker-{n:064x}.scope")
+    thief = process(tmp_path, 6, f"{HOME}/docker-{CID}.scope", 1000)
+    assert who.place(thief).owner == Owner("user", "1000")
+    assert len(who._claims) <= REMEMBERED
+
+
+def test_a_process_whose_memory_cannot_be_read_holds_up_nobody(tmp_path):
+    who = identity(tmp_path)
+    task = process(tmp_path, 5, JOB_PATH)
+    (tmp_path / "5/environ").unlink()
+    os.mkfifo(tmp_path / "5/environ")  # who opens it waits for a writer
+    began = time.monotonic()
+    for _ in range(50):
+        assert who.place(task).owner == JOB
+        assert who.about(JOB).project == ""
+    assert time.monotonic() - began < 1.0
+    (tmp_path / "5/environ").write_bytes(ENVIRON)
+    assert settled(who, JOB, lambda known: known.project == "physics").user == "alice"
 
 
 def test_one_users_container_is_not_anothers(tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from joulegram.agent.cgroups import Cgroups, memberships
+from joulegram.agent.one_run.lineage import Lineage
 from joulegram.agent.owners.batch import Batch
 from joulegram.agent.owners.known import Known, merged
 from joulegram.agent.owners.lookup import Lookup
@@ -30,7 +31,6 @@ from joulegram.agent.workloads import (
 
 REMEMBERED = 4096
 SITE = "site"  # scope of a cluster that nobody named
-OUTSIDE = -1  # of every login user's slice
 CLAIMED = ("kubernetes", "container")  # what a login user may make, and may give any name
 DOMAIN = re.compile(r"(?:qemu|lxc|ch|xen)-\d+-(.+)")
 
@@ -59,6 +59,7 @@ class Identity:
     Args:
         scope: the cluster's name for jobs, pods and users; "": Slurm's, else "site".
         node: scope of everything that exists on this node alone.
+        run: tells the processes of one run, which are nobody else's.
     """
 
     procfs: Path
@@ -67,10 +68,14 @@ class Identity:
     scope: str
     node: str
     owners: Owners | None = None  # None: jobs' own environments alone
+    run: Lineage | None = None
     _all: Owners = field(init=False)
     _found: OrderedDict[bytes, Found] = field(default_factory=OrderedDict)
     _users: OrderedDict[Owner, int] = field(default_factory=OrderedDict)  # -> uid
-    _claims: OrderedDict[Owner, int] = field(default_factory=OrderedDict)  # -> uid or OUTSIDE
+    # Pods and containers outside every login user's slice, and those below one: -> uid. Apart, so
+    # that a user who makes up names by the thousand makes nobody else's forgotten.
+    _outside: OrderedDict[Owner, None] = field(default_factory=OrderedDict)
+    _claims: OrderedDict[Owner, int] = field(default_factory=OrderedDict)
     _roots: OrderedDict[Owner, tuple[str, Process]] = field(default_factory=OrderedDict)
     _names: Lookup[int, str] = field(default_factory=login_names)
 
@@ -83,10 +88,13 @@ class Identity:
         known = self._found.get(groups)
         if known is None:
             known = self._find(groups, process)
+        if self.run is not None and self.run.holds(process, self.processes.get):
+            _remember(self._users, self.run.owner, process.uid)
+            return Place(self.run.owner, self._counted_by(known))
         found = known.owner
         if known.claim is not None:
             found = self._unless_anothers(found, known.claim)
-        if (meet := self._all.meets.get(found.kind)) is not None:
+        elif (meet := self._all.meets.get(found.kind)) is not None:
             meet(found, process.pid, process.start_ticks)
             found = self._numbered(found)
         uid = self._users.get(found)
@@ -94,7 +102,7 @@ class Identity:
         helper = uid == 0 != process.uid and found.kind in BATCH
         if helper or (uid is None and found.kind != SYSTEM):
             _remember(self._users, found, process.uid)
-        return Place(found, self.cgroups.owner("" if known.path == "/" else known.path))
+        return Place(found, self._counted_by(known))
 
     def of_group(self, path: str) -> Owner:
         """Whose a cgroup is."""
@@ -132,6 +140,9 @@ class Identity:
         """End the threads that ask for names."""
         self._all.close()
 
+    def _counted_by(self, known: Found) -> str | None:
+        return self.cgroups.owner("" if known.path == "/" else known.path)
+
     def _find(self, groups: bytes, process: Process) -> Found:
         paths = [path for _, path in memberships(groups)]
         found = strongest(map(owner, paths))
@@ -140,7 +151,7 @@ class Identity:
         if found.kind in CLAIMED:
             claim = next(in_user_slice(path) for path in paths if owner(path) == found)
             if claim is None:
-                _remember(self._claims, found, OUTSIDE)
+                _remember(self._outside, found, None)
         elif found.kind in BATCH:
             _remember(self._roots, found, (root_of(path) if owner(path) == found else "", process))
         known = Found(found, path, claim)
@@ -156,7 +167,8 @@ class Identity:
         first = self._claims.get(found)
         if first is None:
             _remember(self._claims, found, uid)
-        return found if first in (None, uid) else Owner("user", str(uid))
+        own = found not in self._outside and first in (None, uid)
+        return found if own else Owner("user", str(uid))
 
     def _numbered(self, found: Owner) -> Owner:
         if found.kind == "slurm" and SLURM_SLUID.fullmatch(found.id):

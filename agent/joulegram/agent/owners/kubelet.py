@@ -142,7 +142,7 @@ class Kubelet:
             headers["Authorization"] = f"Bearer {_token(self._token_file)}"
         status, body = get(
             over_tcp(self._host, self._port, self._context()),
-            f"{self._host}:{self._port}",
+            f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}",
             self._target,
             headers,
             timeout_s=self._timeout_s,
