@@ -9,7 +9,7 @@ PYTEST = PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help up test lint pytest bench fuzz chaos stubs clean venv venv-dev tools
+.PHONY: help up test lint pytest bench replay fuzz chaos stubs clean venv venv-dev tools
 
 help: ## this list
 	@echo "joulegram: joules in, grams out."
@@ -42,6 +42,9 @@ endif
 
 bench: venv-dev ## our cost as a ratio to the bare cost; writes build/bench.json
 	.venv/bin/python -m bench $(ARGS)
+
+replay: venv-dev tools ## what machines of known right answer come out as; writes build/replay.json
+	.venv/bin/python -m replay $(ARGS)
 
 fuzz: venv-dev ## whatever files hold, the agent goes on; an hour, guided: make fuzz ARGS="--seconds 600"
 	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install --quiet 'atheris>=3'

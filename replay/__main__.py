@@ -8,13 +8,14 @@ verdict is wrong.
 """
 
 import argparse
+import multiprocessing
 import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,14 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="joulegram-replay-") as own:
         folder = told.keep or Path(own)
         longest_first = sorted(cases, key=lambda case: -case.about_s)
-        with ThreadPoolExecutor(max(1, told.jobs)) as pool:
+        # Processes, and not threads: a feeder must not wait for another's Python.
+        forks = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(max(1, told.jobs), forks) as pool:
             playing = {
                 case.number: pool.submit(_play, case, folder / str(case.number), told.step)
                 for case in longest_first
             }
-            verdicts = [playing[case.number].result() for case in cases]
+            verdicts = [_verdict(case, playing[case.number]) for case in cases]
     table.show(verdicts)
     table.write(told.json, verdicts)
     wrong = [v for v in verdicts if not v.holds]
@@ -68,6 +71,13 @@ def _is_wanted(case: Case, wanted: Sequence[str]) -> bool:
         word == str(case.number) or (not word.isdigit() and word.lower() in case.name.lower())
         for word in wanted
     )
+
+
+def _verdict(case: Case, playing: "Future[Verdict]") -> Verdict:
+    try:
+        return playing.result()
+    except BrokenExecutor as gone:
+        return Verdict(case, failure=f"who played it is gone: {gone}")
 
 
 def _play(case: Case, folder: Path, step_s: float) -> Verdict:

@@ -34,12 +34,15 @@ class Played:
     """The frames that count.
 
     Args:
-        stale_s: how old what a reader met can have been.
+        stale_s: how old a value can have been, and how late read, where the frames begin and end, or where something
+            happened; what counts for sums over all of them.
+        worst_s: the same where any of the windows begins and ends.
     """
 
     frames: Sequence[Frame]
     window_s: float
     stale_s: float
+    worst_s: float
 
     @property
     def seconds(self) -> float:
@@ -47,10 +50,14 @@ class Played:
 
     def within(self, watts: float, times: float = 1.0) -> float:
         """How far an energy may be off, J, for what was read late where frames begin and end."""
-        return watts * times * (self.stale_s + READ_S)
+        return watts * times * self.stale_s
+
+    def within_window(self, watts: float) -> float:
+        """The same for a single window: it may be read late at both of its ends."""
+        return watts * 2 * self.worst_s
 
     def from_frame(self, first: int, last: int | None = None) -> "Played":
-        return Played(self.frames[first:last], self.window_s, self.stale_s)
+        return Played(self.frames[first:last], self.window_s, self.worst_s, self.worst_s)
 
     def rows(self, kind: str, id_: str | None = None, **wanted: object) -> list[Frame]:
         """Rows of workloads of a kind; `wanted` are fields of the row."""
@@ -64,6 +71,19 @@ class Played:
 
     def joules(self, kind: str, id_: str | None = None, **wanted: object) -> float:
         return sum(row_uj(row) for row in self.rows(kind, id_, **wanted)) / 1e6
+
+    def gpu_j(self, kind: str, id_: str | None = None, **wanted: object) -> float:
+        return sum(row["gpu_uj"] for row in self.rows(kind, id_, **wanted)) / 1e6
+
+    def held_j(self, holder: str) -> float:
+        """Idle energy of GPUs that a workload holds; of those that nobody does for ""."""
+        return sum(
+            row["gpu_uj"]
+            for frame in self.frames
+            for row in frame["rows"]
+            if frame["workloads"][row["workload"]]["kind"] == "idle"
+            and holder == (frame["workloads"][row["holder"]]["id"] if row["holder"] >= 0 else "")
+        ) / 1e6  # fmt: skip
 
     def of_device(self, name: str, what: str = "energy_uj") -> list[Any]:
         """One value a frame; joules where it is an energy."""
@@ -136,8 +156,11 @@ def watch(
     try:
         assert process.stdout is not None
         first = process.stdout.readline()
-        base_ms = _begin(first, feeder, windows, events or {}, window_s)
-        lines = [first, *process.stdout.readlines()]
+        base_ms = _begin(first, feeder, events or {}, window_s)
+        lines, came_ms = [first], [time.time() * 1000]
+        for line in process.stdout:
+            lines.append(line)
+            came_ms.append(time.time() * 1000)
         code = process.wait()
     finally:
         killer.cancel()
@@ -149,11 +172,40 @@ def watch(
         raise Wrong(f"the agent ended with {code}: {(errors.splitlines() or [''])[-1]}")
     frames = [json.loads(line) for line in lines]
     check(frames)
-    compared = [frame for frame in frames if frame["window_start_ms"] >= base_ms][:windows]
-    if len(compared) < windows:
+    first_n = next((n for n, f in enumerate(frames) if f["window_start_ms"] >= base_ms), 0)
+    compared = frames[first_n : first_n + windows]
+    if first_n < 1 or len(compared) < windows:
         raise Late("the agent's first frames came too late")
-    stage.judge(feeder.stale_s)
-    return Played(compared, window_s, feeder.stale_s)
+    # A frame leaves at the reading that ends its window.
+    late_ms = [came_ms[n] - _end_ms(frames[n]) for n in (first_n - 1, first_n + windows - 1)]
+    return played(stage, feeder, compared, window_s, max(late_ms) / 1000)
+
+
+def played(
+    stage: Stage,
+    feeder: Feeder,
+    frames: Sequence[Frame],
+    window_s: float = 1.0,
+    late_s: float = READ_S,
+) -> Played:
+    """Frames, with how late what they were made of can have been.
+
+    Args:
+        late_s: of the readings where they begin and end.
+    Raises: Late.
+    """
+    to_monotonic_s = time.monotonic() - time.time()
+    begin_s = frames[0]["window_start_ms"] / 1000 + to_monotonic_s
+    end_s = _end_ms(frames[-1]) / 1000 + to_monotonic_s
+    every_s = [begin_s + n * window_s for n in range(len(frames))]
+    stale_s, worst_s = feeder.stale_s([begin_s, end_s]), feeder.stale_s([*every_s, end_s])
+    late_s = max(READ_S, late_s)
+    stage.judge(stale_s, late_s)
+    return Played(frames, window_s, stale_s + late_s, worst_s + late_s)
+
+
+def _end_ms(frame: Frame) -> int:
+    return int(frame["window_start_ms"]) + int(frame["window_ms"])
 
 
 def roots(machine: Machine) -> list[str]:
@@ -166,9 +218,7 @@ def bare(more: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**ours, **(more or {})}
 
 
-def _begin(
-    first: bytes, feeder: Feeder, windows: int, events: Mapping[float, Event], window_s: float
-) -> int:
+def _begin(first: bytes, feeder: Feeder, events: Mapping[float, Event], window_s: float) -> int:
     """Plan what happens. Returns when the first window that counts begins, UTC ms."""
     if not first:
         return 0  # it ended; its exit code and stderr say why
@@ -178,7 +228,6 @@ def _begin(
         base_ms += window_ms
     offset_s = time.monotonic() - time.time()
     base_s = base_ms / 1000 + offset_s
-    feeder.at(base_s - LEAD_S / 2, feeder.look_from_now)
     for after_s, event in sorted(events.items()):
         feeder.at(base_s + after_s, event)
     return base_ms

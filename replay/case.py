@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STEP_S = 0.05
-STALE_MAX_S = 0.2  # what was played with older files is played again
+STALE_MAX_S = 0.2  # what was played with older files, or read later, is played again
 
 
 class Late(Exception):
-    """The machine was too busy to feed a tree in time: the case says nothing, play it again."""
+    """The machine was too busy to feed or read a tree in time: play it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,14 @@ class Stage:
     step_s: float = STEP_S
     patient: bool = True
 
-    def judge(self, stale_s: float) -> None:
+    def judge(self, stale_s: float, late_s: float) -> None:
         """Raises: Late."""
-        if self.patient and stale_s > max(STALE_MAX_S, 2 * self.step_s):
+        if not self.patient:
+            return
+        if stale_s > max(STALE_MAX_S, 2 * self.step_s):
             raise Late(f"files were up to {stale_s:.2f} s old")
+        if late_s > STALE_MAX_S:
+            raise Late(f"the agent read them up to {late_s:.2f} s late")
 
     def room(self, name: str) -> "Stage":
         """A place of its own within this one."""

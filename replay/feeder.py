@@ -1,20 +1,25 @@
 """Lets time pass on a machine, in real time, and rewrites its files every few hundredths of s.
 
 What happens when is exact: an event finds the machine as it was at that very moment, however
-late the feeder wakes. What may be late is the writing; `stale_s` says by how much at most.
+late the feeder wakes. What may be late is the writing; `stale_s` says by how much at most. A sum
+over windows feels it where the windows begin and end and where something changes, and only there.
 """
 
 import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
 from replay.tree import Machine
 
 Event = Callable[[], object]
+
+NEAR_S = 0.5  # a reading for a moment is made so near to it
+REMEMBERED = 20_000  # writings
 
 
 class Feeder:
@@ -35,7 +40,9 @@ class Feeder:
         self._failure: BaseException | None = None
         self._now_s = time.monotonic()
         self._began_s = self._now_s  # the last writing
-        self._stale_s = 0.0
+        # (what a file said as of, when it was replaced at the latest), monotonic
+        self._writings: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
+        self._changes: list[float] = []
         self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
 
     def at(self, moment_s: float, event: Event) -> None:
@@ -44,14 +51,15 @@ class Feeder:
             heapq.heappush(self._events, (moment_s, next(self._count), event))
         self._wake.set()
 
-    def look_from_now(self) -> None:
-        """What was late before does not matter."""
-        self._stale_s = 0.0
-
-    @property
-    def stale_s(self) -> float:
-        """How old a file's value was at most, s, since somebody began to look."""
-        return self._stale_s
+    def stale_s(self, moments_s: Iterable[float]) -> float:
+        """How old a file was at most, s, around these moments and those of all events."""
+        near = [*moments_s, *self._changes]
+        ages = [
+            until_s - as_of_s
+            for as_of_s, until_s in list(self._writings)
+            if any(as_of_s - NEAR_S < moment_s < until_s + NEAR_S for moment_s in near)
+        ]
+        return max(ages, default=0.0)
 
     def __enter__(self) -> Self:
         self.machine.write()
@@ -89,9 +97,10 @@ class Feeder:
             moment_s, happen = event
             self._pass_to(moment_s)
             happen()
+            self._changes.append(moment_s)
         self._pass_to(now_s)
         self.machine.write()
-        self._stale_s = max(self._stale_s, time.monotonic() - self._began_s)
+        self._writings.append((self._began_s, time.monotonic()))
         self._began_s = now_s
 
     def _due(self, now_s: float) -> tuple[float, Event] | None:

@@ -2,12 +2,11 @@
 
 import contextlib
 import json
+import multiprocessing
 import re
 import signal
 import sqlite3
 import subprocess
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from joulegram.agent.frames import as_json
+from joulegram.agent.spool import ACKED
 from joulegram.v1.telemetry_pb2 import Frame
 from replay.agent import Frame as JsonFrame
 from replay.agent import bare, roots
@@ -26,8 +26,8 @@ from replay.case import Stage
 from replay.tree import Machine
 from tests.servers import Program, free_port, joulegram, running, wait_until
 
-# Embedded ledgers at a time: each is some hundred MB of memory.
-COLLECTORS = threading.BoundedSemaphore(2)
+# Embedded ledgers at a time: each is some hundred MB of memory. Cases are processes that fork.
+COLLECTORS = multiprocessing.get_context("fork").BoundedSemaphore(2)
 READY_S = 60.0
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -55,7 +55,7 @@ class Site:
             *(f"--listen={self.listen}", f"--http={self.page}", *self.flags),
         )
         self._program = self._open.enter_context(
-            running(argv, self.folder, name=f"collector{self._starts}", env=bare())
+            running(argv, self.folder, name=f"collector{self._starts}")
         )
         self._program.await_answer(f"{self.url}/api/v1/health", READY_S)
 
@@ -129,21 +129,37 @@ class Reporter:
     state: Path
     http: str
 
-    def stop(self) -> None:
-        """Let it end as a service is ended: what it holds stays in its spool."""
+    def finish(self, site: Site) -> list[JsonFrame]:
+        """End it, as a service is ended, once nothing waits to be sent but its last frame.
+
+        Returns: the frames that were acknowledged, as --print shows them, all in the ledger by
+            now if they ever will be.
+        """
+        wait_until(lambda: self.waiting() <= 1, "the spool to be sent", READY_S)
         code = self.program.stop()
         assert code == 0 and "Traceback" not in self.program.said(), self.program.said()
+        frames = self.frames()
+        site.await_ledger(drawn_uj(frames))
+        return frames
 
     def frames(self) -> list[JsonFrame]:
-        """Every frame that it ever put in its spool, as --print shows them."""
+        bodies = self._ask(f"SELECT body FROM frames WHERE state = {ACKED} ORDER BY seq")
+        return [json.loads(as_json(Frame.FromString(body))) for (body,) in bodies]
+
+    def waiting(self) -> int:
+        """Frames not yet acknowledged."""
+        return len(self._ask(f"SELECT seq FROM frames WHERE state < {ACKED}"))
+
+    def _ask(self, sql: str) -> list[Any]:
         path = self.state / "spool" / "frames.db"
         with contextlib.closing(sqlite3.connect(path)) as spool:
-            bodies = [body for (body,) in spool.execute("SELECT body FROM frames ORDER BY seq")]
-        return [json.loads(as_json(Frame.FromString(body))) for body in bodies]
+            return spool.execute(sql).fetchall()
 
     def await_frames(self, count: int) -> None:
+        """Return once so many are acknowledged."""
+
         def has() -> bool:
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error):  # not made yet
                 return len(self.frames()) >= count
             return False
 
@@ -157,7 +173,7 @@ def reporting(stage: Stage, machine: Machine, site: Site, *flags: str) -> Iterat
         *("agent", "--node=played", *roots(machine), "--tick=0.2", "--window=1", "--ipmi=off"),
         *(f"--state={state}", f"--collector={site.listen}", f"--agent-http={http}", *flags),
     )
-    with running(argv, stage.folder, name="reporter", env=bare()) as program:
+    with running(argv, stage.folder, name="reporter") as program:
         yield Reporter(program, state, http)
 
 
@@ -173,7 +189,3 @@ def of_key(report: dict[str, Any], wanted: str) -> dict[str, Any]:
             return found
     keys = ", ".join(str(row["key"]) for row in report["rows"])
     raise AssertionError(f"no row {wanted} in the report; it has {keys}")
-
-
-def wait_s(seconds: float) -> None:
-    time.sleep(seconds)

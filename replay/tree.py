@@ -170,7 +170,7 @@ class Machine:
         self._forked += 1
         unborn = self.root / "unborn"
         unborn.mkdir()
-        for name, content in _process_files(task).items():
+        for name, content in _files_of(task).items():
             (unborn / name).write_bytes(content)
         unborn.rename(self.proc / str(pid))
         self.tasks[pid] = task
@@ -295,12 +295,11 @@ class Machine:
             for zone in self.zones.values()
             if not zone.hidden
         ]
-        for meter in self.meters:
-            files.append((meter.folder / "power1_input", b"%d\n" % (meter.watts * 1e6)))
+        files += [(m.folder / "power1_input", b"%d\n" % (m.watts * 1e6)) for m in self.meters]
         members: dict[str, list[int]] = {path: [] for path in ["/", *self.groups]}
         for task in self.tasks.values():
             folder = self.proc / str(task.pid)
-            files += [(folder / name, text) for name, text in _process_files(task).items()]
+            files += [(folder / name, text) for name, text in _files_of(task).items()]
             members.setdefault(task.group, []).append(task.pid)
         for path, pids in members.items():
             folder = self._folder(path)
@@ -335,12 +334,21 @@ class Machine:
             del self._written[path]
 
 
-def _process_files(task: Task) -> dict[str, bytes]:
+def _files_of(task: Task) -> dict[str, bytes]:
     return {
         "stat": _stat(task),
         "comm": task.comm + b"\n",
         "cgroup": b"0::" + os.fsencode(task.group) + b"\n",
+        "cmdline": task.comm.partition(b"\0")[0] + b"\0",
+        "status": _status(task),
     }
+
+
+def _status(task: Task) -> bytes:
+    name = task.comm.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+    uid = b"\t".join([b"%d" % os.getuid()] * 4)
+    ids = b"Tgid:\t%d\nPid:\t%d\nPPid:\t%d\nUid:\t%s\n" % (task.pid, task.pid, task.parent, uid)
+    return b"Name:\t%s\nUmask:\t0022\nState:\tS (sleeping)\n%sThreads:\t1\n" % (name, ids)
 
 
 def _stat(task: Task) -> bytes:

@@ -80,7 +80,7 @@ def reload(stage: Stage) -> Sequence[Part]:
     known_s = sum(covered)
     return [
         Part("windows with a gap", 1, sum(c < 0.99 for c in covered), ""),
-        Part("time of the gap", 0.1, 5 - known_s, "s", within=played.stale_s + 0.05),
+        Part("time of the gap", 0.1, 5 - known_s, "s", within=played.worst_s),
         Part(
             "energy of the rest",
             100 * known_s,
@@ -104,10 +104,12 @@ def samples(stage: Stage) -> Sequence[Part]:
     events = {0.5: rise, 2.5: fall, 4.5: rise}
     played = play(stage, machine, 3, events, tick_s=1.0, window_s=2.0)
     drawn = played.of_device("platform", "raw_uj")
+    # Each reading that comes late reaches so much further into what follows it.
+    room = 2 + played.within_window(200)
     return [
-        Part("100, 300, 300 W at 0, 1, 2 s", 500, drawn[0], within=8),
-        Part("300, 100, 100 W", 300, drawn[1], within=8),
-        Part("100, 300, 300 W", 500, drawn[2], within=8),
+        Part("100, 300, 300 W at 0, 1, 2 s", 500, drawn[0], within=room),
+        Part("300, 100, 100 W", 300, drawn[1], within=room),
+        Part("100, 300, 300 W", 500, drawn[2], within=room),
     ]
 
 
@@ -130,7 +132,7 @@ def gap(stage: Stage) -> Sequence[Part]:
     played = play(stage, machine, 8, {1.5: hide, 6.5: show})
     drawn = played.of_device("cpu0")
     qualities = played.of_device("cpu0", "quality")
-    room = played.within(80, 2)
+    room = played.within_window(80)
     return [
         Part("energy", 80 * 8, sum(drawn), within=played.within(80)),
         Part("least window", 80, min(drawn), within=room),

@@ -47,7 +47,7 @@ def of_two(played: Played, joules: float, of_a: float, of_b: float) -> Sequence[
     return [
         Part("workload", joules * of_a, played.joules("systemd", "a.service"), within=room),
         Part("bystander", joules * of_b, played.joules("systemd", "b.service"), within=room),
-        Part("anybody else", 0, played.total_j - played.joules("systemd")),
+        Part("anybody else", 0, played.total_j - played.joules("systemd"), within=room / 2),
     ]
 
 
@@ -91,7 +91,7 @@ def pid_again(stage: Stage) -> Sequence[Part]:
         Part("new, 4 s", 210, new, within=room),
         Part("steady", 290, steady, within=room),
         Part("new's start", "90000", " ".join(map(str, start))),
-        Part("greatest row", 60, greatest, within=played.within(100)),
+        Part("greatest row", 60, greatest, within=played.within_window(60)),
     ]
 
 
@@ -159,9 +159,7 @@ def alone(stage: Stage) -> Sequence[Part]:
     parts = []
     with Feeder(machine, stage.step_s) as feeder, ThreadPoolExecutor() as pool:
         played = {
-            tick_s: pool.submit(
-                watch, stage, feeder, 10, tick_s=tick_s, name=f"tick-{tick_s}"
-            )
+            tick_s: pool.submit(watch, stage, feeder, 10, tick_s=tick_s, name=f"tick-{tick_s}")
             for tick_s in (0.1, 0.5, 1.0)
         }
     for tick_s, of_tick in played.items():
@@ -219,7 +217,7 @@ def flash(stage: Stage) -> Sequence[Part]:
     }  # fmt: skip
     played = play(stage, machine, 5, events, tick_s=1.0)
     second, fourth = played.from_frame(1, 2), played.from_frame(3, 4)
-    room = played.within(100, 2)
+    room = played.within_window(75)
     return [
         Part("within a.service: its", 75, second.joules("systemd", "a.service"), within=room),
         Part("beside it: b.service's", 25, second.joules("systemd", "b.service"), within=room),
