@@ -261,6 +261,21 @@ def test_stopping_sends_what_is_pending_and_hears_the_answers(spool: Spool) -> N
     assert len(collector.received) == 40
 
 
+def test_a_stop_while_an_answer_comes_in_forgets_no_frame(spool: Spool) -> None:
+    """What is acknowledged at that moment is not counted for what was never sent."""
+    with playing(PlayedCollector()) as collector:
+        for epoch in range(1, 41):
+            uplink = Uplink(spool, collector.address)
+            uplink.start()
+            spool.append(made_frame(1, epoch))
+            uplink.wake()
+            collector.wait_for(lambda epoch=epoch: (epoch, 1) in collector.acked)  # type: ignore[misc]
+            spool.append(made_frame(2, epoch))
+            uplink.wake(3600.0)
+            uplink.stop(20.0)
+            assert spool.pending() == 0, epoch
+
+
 @pytest.mark.parametrize("answer", [lambda frame: None, None], ids=["silent", "absent"])
 def test_stopping_is_bounded_and_loses_nothing(
     spool: Spool, answer: Callable[[Received], Ack | None] | None

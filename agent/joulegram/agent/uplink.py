@@ -412,12 +412,14 @@ class Uplink:
 
     def _wait(self, stream: _Stream) -> bool:
         """Wait for something to do. False when this stream has nothing left to send."""
+        # First what is pending: one that is acknowledged in between shall not hide another.
+        pending = self._spool.pending() if self._stopping.is_set() else None
         positions, _, oldest_s = stream.waiting()
         now_s = time.monotonic()
         if self._credentials.stale():
             return False  # the next stream takes the new files; this one ends once it is answered
-        if self._stopping.is_set():
-            left = self._spool.pending() - len(positions) - len(self._patience.held())
+        if pending is not None:
+            left = pending - len(positions) - len(self._patience.held())
             if now_s >= self._flush_until_s or left <= 0:
                 return False
             stream.changed.wait(self._flush_until_s - now_s)
