@@ -16,10 +16,13 @@ from joulegram.agent.owners.batch import Batch
 from joulegram.agent.owners.known import Known
 from joulegram.agent.owners.lookup import Lookup
 from joulegram.agent.owners.owners import Owners
+from joulegram.agent.owners.slurm import Slurm
 from joulegram.agent.procfs import Process, Processes
 from joulegram.agent.workloads import Owner
+from tests.agent.owners.answered import SLURM_2305
 from tests.agent.owners.local_servers import ok, serving_unix
 from tests.agent.owners.test_batch import ALICE
+from tests.agent.owners.test_slurm import Programs
 from tests.agent.played import Machine, energy_j
 from tests.servers import wait_until
 
@@ -125,6 +128,19 @@ def test_a_sluid_is_placed_as_its_job(tmp_path):
     wait_until(lambda: who.place(task).owner == JOB, "the job's number")
     assert who.of_group(f"/system.slice/slurmstepd.scope/{SLUID}") == JOB
     assert who.about(JOB).project == "physics"
+
+
+def test_slurm_is_asked_at_first_sight(tmp_path):
+    programs = Programs(tmp_path)
+    programs.says("scontrol", SLURM_2305)
+    slurm = Slurm("gpu2", programs.which("scontrol"), None)
+    who = identity(tmp_path)
+    who._all = Owners(Batch(tmp_path), slurm)
+    who.place(process(tmp_path, 5, JOB_PATH, KNOWN_UID, ENVIRON))
+    wait_until(lambda: who.scope_of(JOB) == "hpc1", "the cluster's name")
+    wait_until(lambda: slurm.about(JOB) is not None, "the job")
+    assert who.about(JOB).reserved_gpus == ("2", "5")  # not as the environment has it
+    who.close()
 
 
 @pytest.mark.parametrize(

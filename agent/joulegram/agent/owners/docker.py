@@ -54,6 +54,10 @@ class Docker:
         self._failures: dict[str, int] = {}
         self.asking = Asking(self.name, self._ask, every_s, gap_s)
 
+    def meet(self, owner: Owner, pid: int, start_ticks: int) -> None:
+        """A process of a container was seen: its name is soon asked for."""
+        self.about(owner)
+
     def about(self, owner: Owner) -> Known | None:
         if owner.kind != "container":
             return None

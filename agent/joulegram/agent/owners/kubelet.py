@@ -89,7 +89,9 @@ class Kubelet:
         self.asking = Asking(self.name, self._ask, every_s, gap_s)
 
     def meet(self, owner: Owner, pid: int, start_ticks: int) -> None:
-        """A process of a pod was seen."""
+        """A process of a pod was seen: its name is soon asked for."""
+        if owner.id not in self._pods:
+            self.about(owner)
         shown = self._shown.get(owner.id)
         if shown is None:
             shown = self._shown[owner.id] = Shown()

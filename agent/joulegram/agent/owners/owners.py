@@ -35,8 +35,12 @@ class Owners:
         self.sources: list[Source] = [s for s in (slurm, kubelet, docker) if s is not None]
         # Who wants to see the processes of which kind of workload.
         self.meets: dict[str, Meet] = dict.fromkeys(BATCH, batch.meet)
+        if slurm is not None:
+            self.meets["slurm"] = self._meet_job
         if kubelet is not None:
             self.meets["kubernetes"] = kubelet.meet
+        if docker is not None:
+            self.meets["container"] = docker.meet
 
     @classmethod
     def of(cls, config: AgentConfig) -> "Owners":
@@ -79,6 +83,12 @@ class Owners:
             if (known := source.about(owner)) is not None:
                 found = merged(found, known)
         return found
+
+    def _meet_job(self, owner: Owner, pid: int, start_ticks: int) -> None:
+        # Asked at first sight, Slurm has mostly answered before the job's first window ends.
+        if self._slurm is not None:
+            self._slurm.about(owner)
+        self._batch.meet(owner, pid, start_ticks)
 
     def started_with(self, owner: Owner) -> Known:
         """What its own processes were started with: a user's word."""
