@@ -1,112 +1,169 @@
-"""What a tick of the agent costs per process, against the bare reading of the same files.
+"""What the shipped agent costs per process and tick, against the bare reading of the same files.
 
-Floor: the same processes' `stat` files, kept open, read once a tick with os.pread and thrown
-away. Ours: the whole meter (sensors, processes, cgroups, attribution, frames) and the
-serialising of every frame, on this machine's own /proc. Both in turn at every tick, on one
-thread, so that the machine's mood hits both.
+Ours: CPU time of `joulegram agent`, everything it does included (sensors, processes, cgroups,
+attribution, frames, spool, stream to a collector that acknowledges at once, its own /metrics),
+at the default tick of 1 s and window of 10 s, on this machine's own /proc and a sysfs whose
+counters move. Floor: another process keeps every process's `stat` open, reads each once a tick
+with os.pread and throws it away. Both run at the same time, the floor half a second off.
+
+The third row is the short cut (agent/members.py): it takes root, for a cgroup v2 tree.
 """
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from joulegram.agent.config import AgentConfig
-from joulegram.agent.meter import Meter
+import grpc
+
+from bench.crowd import cgroups, counters, crowd, spread
 from joulegram.agent.procfs import raise_file_limit
+from joulegram.v1.telemetry_pb2 import Ack, Frame, SeqRange
 
-PROCESSES, BUSY = 1000, 20
-TICK_S, TICKS_PER_WINDOW, WINDOWS = 0.1, 10, 15
-LIMIT = 4.0
+BUSY = 20
+TICKS = 30
+WARM_UP_S = 12.0  # a frame was sent
+LIMIT, LIMIT_CGROUPS = 2.0, 0.7
+GROUPS, BUSY_GROUPS = 50, 5
 
-CROWD = """
+FLOOR = """
 import os, sys, time
-total, busy = int(sys.argv[1]), int(sys.argv[2])
-for n in range(total - 1):
-    if os.fork() == 0:
-        while True:
-            time.sleep(0.1 if n < busy else 3600)
-            until = time.perf_counter() + 0.001
-            while time.perf_counter() < until:
-                pass
-print("ready", flush=True)
-time.sleep(3600)
+from joulegram.agent.procfs import raise_file_limit
+raise_file_limit()
+files = []
+for pid in sys.argv[2:]:
+    try:
+        files.append(os.open(f"/proc/{pid}/stat", os.O_RDONLY))
+    except FileNotFoundError:  # somebody else's process, which ended
+        continue
+took_ns = []
+for tick in range(int(sys.argv[1])):
+    time.sleep(1.5 - time.time() % 1)
+    begin_ns = time.thread_time_ns()
+    for file in files:
+        try:
+            os.pread(file, 2048, 0)
+        except ProcessLookupError:  # somebody else's process, which ended
+            continue
+    took_ns.append(time.thread_time_ns() - begin_ns)
+print(sum(took_ns) / len(took_ns))
 """
 
 
-@dataclass
-class MeasuringClock:
-    """The real clocks; while the meter waits for its tick, the floor is measured."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """CPU time per tick, ns, and of how many processes."""
 
-    files: list[int]
-    ours_ns: list[int] = field(default_factory=list)
-    floor_ns: list[int] = field(default_factory=list)
-    wall_ns = staticmethod(time.time_ns)
-    mono_ns = staticmethod(time.monotonic_ns)
-    _since_ns: int = 0
-
-    def wait(self, stop: threading.Event, for_s: float) -> bool:
-        until_ns = time.monotonic_ns() + round(for_s * 1e9)
-        now_ns = time.thread_time_ns()
-        if self._since_ns:
-            self.ours_ns.append(now_ns - self._since_ns)
-            for file in self.files:
-                try:
-                    os.pread(file, 2048, 0)
-                except ProcessLookupError:  # somebody else's process, which ended
-                    continue
-            self.floor_ns.append(time.thread_time_ns() - now_ns)
-        stopped = stop.wait(max(0.0, (until_ns - time.monotonic_ns()) / 1e9))
-        self._since_ns = time.thread_time_ns()
-        return stopped
+    ours_ns: float
+    floor_ns: float
+    processes: int
 
 
-def run() -> list[dict[str, object]]:
-    """Measure; CPU per process and tick, ours over the floor."""
-    crowd = subprocess.Popen(
-        [sys.executable, "-c", CROWD, str(PROCESSES), str(BUSY)],
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
+def run() -> list[dict[str, Any]]:
+    entries = [_plain("agent_process_tick", 1000), _plain("agent_process_tick_5000", 5000)]
     try:
-        if crowd.stdout is None or not crowd.stdout.readline():
-            raise RuntimeError("the crowd of processes did not start")
-        clock, processes = _measure()
+        entries.append(_in_cgroups())
+    except PermissionError as exc:
+        print(f"bench: agent_process_tick_cgroups is left out: {exc}", file=sys.stderr)
+    return entries
+
+
+def _plain(name: str, processes: int) -> dict[str, Any]:
+    with crowd(processes, BUSY), tempfile.TemporaryDirectory() as none:
+        cost = measure("--cgroupfs", none)
+    return entry(name, cost, LIMIT, f"{processes} processes of a crowd, {BUSY} busy")
+
+
+def _in_cgroups() -> dict[str, Any]:
+    with cgroups(GROUPS) as (tree, groups), crowd(1000, BUSY) as pids:
+        spread(pids, groups, BUSY, BUSY_GROUPS)
+        cost = measure("--cgroupfs", str(tree))
+    what = f"1000 processes in {GROUPS} cgroups, {BUSY_GROUPS} busy"
+    return entry("agent_process_tick_cgroups", cost, LIMIT_CGROUPS, what)
+
+
+def entry(name: str, cost: Cost, limit: float, what: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "ratio": cost.ours_ns / cost.floor_ns,
+        "limit": limit,
+        "ours": cost.ours_ns / cost.processes / 1000,
+        "reference": cost.floor_ns / cost.processes / 1000,
+        "unit": f"us CPU per process and tick ({cost.processes} processes; {what})",
+    }
+
+
+def measure(*flags: str, ticks: int = TICKS) -> Cost:
+    """A shipped agent and the floor beside it, on all processes there are now."""
+    with counters() as sysfs, sink() as address, agent(sysfs, address, *flags) as pid:
+        time.sleep(WARM_UP_S)
+        raise_file_limit()
+        pids = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208
+        argv = [sys.executable, "-c", FLOOR, str(ticks), *map(str, pids)]
+        floor = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        # Between two ticks, at both ends.
+        time.sleep(1.5 - time.time() % 1)
+        before_ns = cpu_ns(pid)
+        time.sleep(ticks)
+        ours_ns = (cpu_ns(pid) - before_ns) / ticks
+        said, _ = floor.communicate(timeout=60)
+    return Cost(ours_ns, float(said), len(pids))
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of a process, threads that ended included: clock_getcpuclockid(3)."""
+    return time.clock_gettime_ns((~pid << 3) | 2)
+
+
+@contextlib.contextmanager
+def agent(sysfs: Path, collector: str, *flags: str) -> Iterator[int]:
+    """A shipped agent's pid."""
+    with tempfile.TemporaryDirectory(prefix="joulegram-bench-") as state:
+        argv = [sys.executable, "-m", "joulegram.cli.main", "agent", "--node=bench"]
+        argv += ["--sysfs", str(sysfs), "--state", state, "--collector", collector]
+        argv += ["--agent-http", "127.0.0.1:0", *flags]
+        log = Path(state, "log")
+        with log.open("w") as said, subprocess.Popen(argv, stderr=said) as program:
+            try:
+                yield program.pid
+            finally:
+                ended = program.poll()
+                program.terminate()
+                program.wait(20)
+        if ended is not None:
+            raise RuntimeError(f"the agent ended with {ended}: {log.read_text()}")
+
+
+@contextlib.contextmanager
+def sink() -> Iterator[str]:
+    """HOST:PORT of a collector that calls every frame durable and keeps none."""
+
+    def report(frames: Iterator[Frame], _: object) -> Iterator[Ack]:
+        for frame in frames:
+            seqs = SeqRange(epoch=frame.epoch, first_seq=frame.seq, last_seq=frame.seq)
+            yield Ack(durable=[seqs])
+
+    server = grpc.server(ThreadPoolExecutor(4))
+    method = grpc.stream_stream_rpc_method_handler(report, Frame.FromString, Ack.SerializeToString)
+    service = "joulegram.v1.TelemetryService"
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service, {"Report": method}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
     finally:
-        os.killpg(crowd.pid, signal.SIGKILL)
-        crowd.wait()
-    ours_us = sum(clock.ours_ns) / len(clock.ours_ns) / processes / 1000
-    floor_us = sum(clock.floor_ns) / len(clock.floor_ns) / processes / 1000
-    return [
-        {
-            "name": "agent_process_tick",
-            "ratio": ours_us / floor_us,
-            "limit": LIMIT,
-            "ours": ours_us,
-            "reference": floor_us,
-            "unit": f"us CPU per process and tick ({processes} processes, {BUSY} busy)",
-        }
-    ]
-
-
-def _measure() -> tuple[MeasuringClock, int]:
-    raise_file_limit()
-    processes = [folder for folder in Path("/proc").iterdir() if folder.name.isdigit()]
-    files = [os.open(folder / "stat", os.O_RDONLY) for folder in processes]
-    clock = MeasuringClock(files)
-    meter = Meter(AgentConfig(tick_s=TICK_S, window_s=TICK_S * TICKS_PER_WINDOW), clock)
-    for frame in meter.frames(threading.Event()):
-        frame.SerializeToString()
-        if meter.seq >= WINDOWS:
-            break
-    for file in files:
-        os.close(file)
-    return clock, len(files)
+        server.stop(0).wait()
 
 
 if __name__ == "__main__":
-    print(run())
+    for row in run():
+        print(row)

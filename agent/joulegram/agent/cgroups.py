@@ -21,7 +21,7 @@ from pathlib import Path
 from joulegram.agent.clock import Clock
 from joulegram.agent.mounts import is_kernels_cgroup2
 from joulegram.agent.procfs import raise_file_limit
-from joulegram.agent.textfile import ATTEMPTS, PAUSE_S, as_count
+from joulegram.agent.textfile import ATTEMPTS, PAUSE_S, as_count, read_file, whole
 
 THREADED = b"threaded"
 V1_CONTROLLERS = ("cpu,cpuacct", "cpuacct,cpu", "cpuacct")
@@ -33,8 +33,6 @@ FILES_SHARE = 4  # counters are kept open within a fourth of the files that may 
 CGROUPS_MAX = 8192
 IN_LOGIN_SLICE_MAX = 1024  # below one user-<uid>.slice, whose user may make what it likes
 IN_ONE_MAX = 2048
-PROCS_BYTES = 1 << 20
-PAGE_BYTES = 8192
 
 # A cgroup's name may hold what ends a line elsewhere; only a new entry ends an entry.
 MEMBERSHIP = re.compile(rb"\n(?=\d+:[^:\n]*:)")
@@ -170,7 +168,7 @@ class Cgroups:
         try:
             if name not in self._root_files:
                 self._root_files[name] = os.open(f"{self._root}/{name}", os.O_RDONLY)
-            return _whole(self._root_files[name])
+            return whole(self._root_files[name])
         except OSError:
             return b""
 
@@ -180,7 +178,7 @@ class Cgroups:
         Returns: None when it does not say: it is gone, or became threaded since it was met.
         """
         try:
-            raw = _read(f"{self._root}{path}/cgroup.procs")
+            raw = read_file(f"{self._root}{path}/cgroup.procs")
         except OSError:
             group = self._known.get(path)
             if group is not None and not group.threaded and self._kind(path) == THREADED:
@@ -259,7 +257,7 @@ class Cgroups:
 
     def _kind(self, path: str) -> bytes:
         try:
-            return _read(f"{self._root}{path}/cgroup.type").strip()
+            return read_file(f"{self._root}{path}/cgroup.type").strip()
         except OSError:
             return b""
 
@@ -326,22 +324,6 @@ def _clean(path: str) -> str:
     path = path.removesuffix(" (deleted)")
     # Above the root of the agent's own cgroup namespace: nothing is known of it.
     return "/" if path.startswith("/..") else path
-
-
-def _read(path: str) -> bytes:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        return _whole(file)
-    finally:
-        os.close(file)
-
-
-def _whole(file: int) -> bytes:
-    """From the beginning; the kernel gives a page at a time. Raises: OSError."""
-    raw = b""
-    while len(raw) < PROCS_BYTES and (more := os.pread(file, PAGE_BYTES, len(raw))):
-        raw += more
-    return raw
 
 
 def _pids(raw: bytes) -> set[int]:

@@ -52,11 +52,11 @@ class Members:
 
     def put(self, process: Process) -> None:
         """Its `groups` were just read."""
-        path = self._cgroups.path_of(process.groups)
-        if path == process.path or process.zombie:
+        if process.groups is process.path_of or process.zombie:
             return
+        path = self._cgroups.path_of(process.groups)
         self.drop(process)
-        process.path = path
+        process.path, process.path_of = path, process.groups
         if path not in self._counted_by:
             self._add(path, {})
         self._paths[self._counted_by[path]][path][process] = None
@@ -65,7 +65,7 @@ class Members:
         """It ended, or moved."""
         if (path := process.path) is None:
             return
-        process.path = None
+        process.path = process.path_of = None
         paths = self._paths[self._counted_by[path]]
         del paths[path][process]
         if not paths[path]:

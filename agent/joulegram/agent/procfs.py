@@ -1,13 +1,15 @@
 """Processes and machine-wide CPU time from procfs.
 
-Reads  <procfs>/stat, <procfs>/<pid>/{stat,cgroup}
+Reads  <procfs>/{stat,loadavg}, <procfs>/<pid>/{stat,cgroup}
 Format https://docs.kernel.org/filesystems/proc.html
 
 A pid alone is not an identity: a process is (pid, start ticks). `stat` is kept open, since
-opening costs more than reading, and is parsed only when its bytes changed. The folder is
-listed only when something was forked, where the kernel says so.
+opening costs more than reading, and is parsed only when its bytes changed. Where the kernel
+says how much was forked and which pid it gave last, those pids are looked at, if any, and
+nothing is listed.
 """
 
+import errno
 import os
 import resource
 import time
@@ -17,7 +19,15 @@ from itertools import islice
 from pathlib import Path
 
 from joulegram.agent.mounts import is_kernels_procfs
-from joulegram.agent.textfile import ATTEMPTS, PAUSE_S, Torn, visible
+from joulegram.agent.textfile import (
+    ATTEMPTS,
+    PAUSE_S,
+    PIECE_BYTES,
+    read_file,
+    read_whole,
+    visible,
+    whole,
+)
 
 # The unit of times in stat files (USER_HZ), 10 ms wherever the kernel still runs.
 TICK_NS = 10_000_000
@@ -28,7 +38,10 @@ RETRIES_PER_SCAN = 40  # bounds the waiting for files that stay torn
 MET_PER_SCAN = 1000  # a fork storm's processes are met over several ticks, in their order
 READ_PER_SCAN = 20_000  # more take turns
 LIST_EVERY = 60  # ticks, even where nothing was forked: what may be seen changes, too
-GROUPS_BYTES = 65536
+KEEP_OPEN_AFTER = 5  # times that a process was asked for its cgroup
+# Looking at a pid costs a few times what listing one does, and nobody may be there any more.
+LOOKS_SHARE, LOOKS_MIN = 4, 16
+NOT_A_PROCESS = (errno.EINVAL, errno.ENOENT)  # but a thread of one: pidfd_open(2), by kernel
 UNREADABLE = b"?"  # never what a file holds: read it anew
 ZOMBIES = (b"Z", b"X")
 
@@ -45,13 +58,7 @@ class CpuTimes:
 
 def cpu_times(procfs: Path) -> CpuTimes:
     """Raises: OSError, Torn."""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE_S)
-        raw = _read(f"{procfs}/stat")
-        if (times := _cpu_times(raw)) is not None:
-            return times
-    raise Torn(f"{procfs}/stat does not begin with the line of all CPUs: {raw[:80]!r}")
+    return read_whole(procfs / "stat", _cpu_times)
 
 
 def _cpu_times(raw: bytes) -> CpuTimes | None:
@@ -69,18 +76,6 @@ def _cpu_times(raw: bytes) -> CpuTimes | None:
     )
 
 
-def _read(path: str) -> bytes:
-    """A whole file, at a third of what pathlib takes. Raises: OSError."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        raw = os.read(file, GROUPS_BYTES)
-        while more := os.read(file, GROUPS_BYTES):
-            raw += more
-        return raw
-    finally:
-        os.close(file)
-
-
 @dataclass(slots=True, eq=False)
 class Process:
     """One process while it lives."""
@@ -93,8 +88,11 @@ class Process:
     uid: int = 0
     used_ns: int = 0  # by its own threads since it began
     reaped_ns: int = 0  # by children it has waited for
-    groups: bytes = b""  # /proc/<pid>/cgroup when last read
-    path: str | None = None  # of its cgroup, by `groups`; None: not told yet
+    groups: bytes = b""  # /proc/<pid>/cgroup when last read; the same object while it holds
+    groups_file: int = -1  # open for those that are often asked where they are
+    placed: int = 0  # times asked
+    path: str | None = None  # members.py's: of its cgroup, by...
+    path_of: bytes | None = None  # ...these `groups`
     zombie: bool = False  # it ended, all its threads too, and will not run again
     file: int = -1
     raw: bytes = b""
@@ -147,8 +145,11 @@ class Processes:
         self._unread: set[int] = set()  # were there from the start, and could not be read yet
         self._before_ns: int | None = None
         self._descriptors = max(0, raise_file_limit() * 3 // 4 - DESCRIPTORS_LEFT_FREE)
+        self._spare = self._descriptors // 2  # for one file of each process
         self._retries = 0
-        self._forks = -1  # just before the last listing
+        self._forks = -1  # just before the last look for processes
+        self._newest = -1  # the pid that was given last before it
+        self._absent: list[int] = []  # pids given by then to nobody who was there
         self._list_at = 0  # the scan that lists whatever happened
         self._scans = 0
         self._turn = 0
@@ -184,8 +185,7 @@ class Processes:
         self.read(self._known.values() if due is None else due, scan, plausible_ns)
         self._scans += 1
         if forks != self._forks or not self.counts_forks or self._scans > self._list_at:
-            self._list(scan, plausible_ns)
-            self._forks = forks
+            self._look(forks, scan, plausible_ns)
         self._before_ns = now_ns
         return scan
 
@@ -217,6 +217,50 @@ class Processes:
         for process in due:
             process.stale_ns = process.stale_ns or self._before_ns or 0
         return chosen
+
+    def _look(self, forks: int, scan: Scan, plausible_ns: int) -> None:
+        """Find those that came."""
+        newest = self._newest_pid() if self.counts_forks else -1
+        came = range(self._newest + 1, newest + 1)
+        # Pids are given in turn, one to a fork at least, until they begin anew from the lowest.
+        # (The two numbers are not of the same moment. A restored process may choose its pid.)
+        sure = 0 <= self._newest <= newest and len(came) + LOOKS_MIN >= forks - self._forks >= 0
+        few = len(came) <= len(self._known) // LOOKS_SHARE + LOOKS_MIN
+        self._forks, self._newest = forks, newest
+        if self._scans > self._list_at or not (
+            sure and few and self._look_at(came, scan, plausible_ns)
+        ):
+            self._absent = []
+            self._list(scan, plausible_ns)
+
+    def _look_at(self, came: range, scan: Scan, plausible_ns: int) -> bool:
+        """Meet those of these pids that are processes; False: it cannot be told."""
+        again, self._absent = self._absent, []
+        for pid in (*again, *came):
+            if (process := self._known.get(pid)) is not None:  # a zombie's pid, before
+                self.read((process,), scan, plausible_ns)
+                continue
+            try:
+                os.close(os.pidfd_open(pid))
+                absent = not self._meet(pid, scan, plausible_ns)
+            except ProcessLookupError:
+                absent = True
+            except OSError as exc:
+                if exc.errno not in NOT_A_PROCESS:
+                    return False
+                absent = False
+            # A pid is given before its process can be seen.
+            if absent and pid in came:
+                self._absent.append(pid)
+        return True
+
+    def _newest_pid(self) -> int:
+        """The pid that the kernel gave last, to a process or a thread; -1: unknown."""
+        try:
+            last = read_file(f"{self._root}/loadavg").split()[-1:]
+        except OSError:
+            return -1
+        return int(last[0]) if last and last[0].isdigit() else -1
 
     def _list(self, scan: Scan, plausible_ns: int) -> None:
         """Meet who came, forget who went."""
@@ -256,13 +300,25 @@ class Processes:
                 self._retries -= 1
                 time.sleep(PAUSE_S)
             try:
-                raw = _read(f"{self._root}/{process.pid}/cgroup")
+                raw = self._groups(process)
             except OSError:
                 break
             if raw.endswith(b"\n"):
-                process.groups = raw
+                if raw != process.groups:
+                    process.groups = raw
                 break
         return process.groups
+
+    def _groups(self, process: Process) -> bytes:
+        process.placed += 1
+        if process.groups_file < 0:
+            path = f"{self._root}/{process.pid}/cgroup"
+            if process.placed < KEEP_OPEN_AFTER or self._descriptors <= self._spare:
+                return read_file(path)
+            process.groups_file = os.open(path, os.O_RDONLY)
+            self._descriptors -= 1
+        raw = os.pread(process.groups_file, PIECE_BYTES, 0)
+        return raw if len(raw) < PIECE_BYTES else whole(process.groups_file)
 
     def _reread(self, process: Process, raw: bytes, scan: Scan, plausible_ns: int) -> None:
         """Its file changed, or cannot be read, or speaks of somebody else."""
@@ -343,7 +399,8 @@ class Processes:
         process = self._known.pop(pid)
         self._names.discard(str(pid))  # whoever has the pid next is somebody new
         self._let_go(process.file)
-        process.file = -1
+        self._let_go(process.groups_file)
+        process.file = process.groups_file = -1
         scan.ended.append(process)
 
     def _open(self, pid: int) -> tuple[bytes, int]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from joulegram.agent.cgroups import Cgroups
 from joulegram.agent.identity import Identity, Place
 from joulegram.agent.members import Members
+from joulegram.agent.one_run.lineage import Lineage
 from joulegram.agent.procfs import Process, Processes, Scan, cpu_times
 from joulegram.agent.textfile import Torn
 from joulegram.agent.windows import Timeline, Window
@@ -61,7 +62,8 @@ class Usage:
 
     def tick(self, timeline: Timeline, now_ns: int) -> None:
         """Read everything once. Raises: OSError when procfs is not there."""
-        elapsed_ns = now_ns - self._before_ns if self._before_ns is not None else 0
+        before_ns = self._before_ns
+        elapsed_ns = now_ns - before_ns if before_ns is not None else 0
         self._before_ns = now_ns
         forks = self._read_machine(timeline, now_ns)
         cpus = self._cpus or CPUS_UNSAID
@@ -77,6 +79,8 @@ class Usage:
                 if change.parent is not None:
                     _add(window.group_ns, change.parent, -part)
         plausible_ns = (elapsed_ns + PROCESS_SLACK_NS) * cpus
+        run = self.identity.run
+        run_ns = run.used_ns() if run is not None else None
         members = self._members
         due = members.due() if members is not None else None
         scan = self.processes.scan(now_ns, plausible_ns, forks, due)
@@ -88,6 +92,8 @@ class Usage:
             self._charge(timeline, scan, *seen)
         if not self.cgroups.count_anything:
             self._charge_reaped(timeline, scan)
+        if run is not None and run_ns is not None and before_ns is not None:
+            self._charge_run(timeline, run, run_ns, before_ns, now_ns)
 
     def _charge(self, timeline: Timeline, scan: Scan, met: int, changes: int) -> dict[str, int]:
         """Place who was met and charge who used, from these indices of the scan on.
@@ -101,6 +107,8 @@ class Usage:
             place = self._place(used.process)
             if place.group is not None:
                 _add(counted, place.group, used.used_ns)
+            if self.identity.run is not None and place.owner == self.identity.run.owner:
+                self.identity.run.charged_ns += used.used_ns
             key = used.process, place.owner, place.group
             for window, part, _ in timeline.spread(used.used_ns, used.since_ns, scan.at_ns):
                 _add(window.process_ns, key, part)
@@ -168,7 +176,7 @@ class Usage:
 
     def _charge_reaped(self, timeline: Timeline, scan: Scan) -> None:
         """Where no cgroup counts: children that came and went show in who waited for them."""
-        seen = self._seen_ns
+        seen, run = self._seen_ns, self.identity.run
         for pid in [p for p, (_, at_ns) in seen.items() if scan.at_ns - at_ns > REAPED_WITHIN_NS]:
             del seen[pid]
         for process in scan.ended:
@@ -184,8 +192,29 @@ class Usage:
             unseen_ns = min(change.reaped_ns - credit_ns, most_ns)
             if unseen_ns > 0:
                 owner = self.identity.place(change.process).owner
+                if run is not None and (owner == run.owner or change.process.pid in run.roots()):
+                    continue  # counted from its roots on
                 for window, part, _ in timeline.spread(unseen_ns, change.since_ns, scan.at_ns):
                     _add(window.owner_ns, owner, part)
+
+    def _charge_run(
+        self, timeline: Timeline, run: Lineage, used_ns: int, before_ns: int, now_ns: int
+    ) -> None:
+        """Children of the run that came and went between two ticks, whoever waited for them.
+
+        They were in the run's cgroup, whose counter holds their use: it is claimed there.
+        """
+        unseen_ns = used_ns - run.charged_ns
+        if unseen_ns <= 0:
+            return
+        run.charged_ns = used_ns
+        root = next((p for pid in run.roots() if (p := self.processes.get(pid))), None)
+        for window, part, _ in timeline.spread(unseen_ns, before_ns, now_ns):
+            if root is None:
+                _add(window.owner_ns, run.owner, part)
+            else:
+                key = root, run.owner, self.identity.place(root).group
+                _add(window.process_ns, key, part)
 
     def _forget_debts(self) -> None:
         """A cgroup that is gone owes nobody."""
