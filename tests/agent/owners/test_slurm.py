@@ -160,6 +160,16 @@ def test_a_job_that_squeue_no_longer_lists_holds_nothing(programs):
     source.close()
 
 
+def test_with_squeue_alone_a_failure_makes_no_job_unknown(programs):
+    programs.says("squeue", script="exit 1")
+    source = slurm(programs)
+    source.about(Owner("slurm", "78"))
+    wait_until(lambda: source.asking.trouble != "", "trouble")
+    programs.says("squeue", SLURM_2405)
+    assert answered(source, "78") == FOLD
+    source.close()
+
+
 def test_gpus_that_squeue_leaves_out_stay_as_scontrol_said(programs):
     bare = {**SLURM_2405["jobs"][0], "gres_detail": [], "name": "fold2"}
     programs.says("scontrol", SLURM_2405)

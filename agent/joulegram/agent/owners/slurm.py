@@ -27,7 +27,7 @@ from joulegram.agent.workloads import Owner
 
 EVERY_S = 600.0
 TIMEOUT_S = 10.0
-ANSWER_MAX = 16 << 20
+ANSWER_MAX = 8 << 20
 AT_ONCE = 8  # jobs asked for one by one in a round; more are asked for together
 WANTED_MAX = 1024
 REMEMBERED = 4096
@@ -120,22 +120,33 @@ class Slurm:
                 self.cluster = match[1].decode("utf-8", "backslashreplace")
         with self._lock:
             wanted = list(self._wanted)
-        one_by_one = self._scontrol is not None and 0 < len(wanted) <= AT_ONCE
-        if self._squeue is not None and not one_by_one:
-            self._ask_for_all(self._squeue)
-        left = [job for job in wanted if not self._settled(job)]
-        for job in left[:AT_ONCE]:
-            if self._scontrol is not None:
+        left = wanted
+        if self._scontrol is not None:
+            for job in wanted[:AT_ONCE]:
                 self._ask_for(self._scontrol, job)
-        if left[AT_ONCE:]:
+                self._settle(job)
+            left = wanted[AT_ONCE:]
+        if self._squeue is not None and (left or not wanted):
+            self._ask_for_all(self._squeue)
+            for job in left:
+                if self._knows(job) or self._scontrol is None:
+                    self._settle(job)
+        if not wanted:
+            self._unknown.clear()  # they may be asked for once more
+        if any(job in self._wanted for job in left):
             self.asking.wake()
+
+    def _settle(self, job: str) -> None:
+        """There was an answer, with the job or without it."""
         with self._lock:
-            for job in wanted[:AT_ONCE] + [job for job in wanted if self._settled(job)]:
-                self._wanted.pop(job, None)
-                if job not in self._jobs and job not in self._sluids:
-                    self._unknown[job] = None
-            while len(self._unknown) > REMEMBERED:
-                self._unknown.popitem(last=False)
+            self._wanted.pop(job, None)
+            if not self._knows(job):
+                self._unknown[job] = None
+                if len(self._unknown) > REMEMBERED:
+                    self._unknown.popitem(last=False)
+
+    def _knows(self, job: str) -> bool:
+        return job in self._jobs or job in self._sluids
 
     def _ask_for_all(self, squeue: str) -> None:
         node = min(self._node, key=len)
@@ -163,10 +174,6 @@ class Slurm:
             if job in (found.id, found.sluid):
                 self._keep(found)
 
-    def _settled(self, job: str) -> bool:
-        found = self._jobs.get(job) or self._jobs.get(self._sluids.get(job, ""))
-        return found is not None and not found.gpus_unsaid
-
     def _keep(self, job: Job) -> None:
         with self._lock:
             old = self._jobs.get(job.id)
@@ -174,6 +181,7 @@ class Slurm:
                 job = old  # squeue may leave out what scontrol said
             self._jobs[job.id] = job
             self._jobs.move_to_end(job.id)
+            self._unknown.pop(job.id, None)
             if JOB.fullmatch(job.sluid):
                 self._sluids[job.sluid] = job.id
             for memory in (self._jobs, self._sluids):

@@ -16,7 +16,7 @@ JOBS_MAX = 10_000
 GPUS = re.compile(r"(?:^|[,\s])(?:gres[:/])?gpu(?::[^,()]*)?\(IDX:([0-9,\-]*)\)")
 GPU_COUNT = re.compile(r"gres/gpu(?::[^=,]*)?=(\d{1,4})")
 CPU_COUNT = re.compile(r"(?:^|,)cpu=(\d{1,7})")
-HOSTS = re.compile(r"([^,\[\]]+)(?:\[([^\]]*)\])?([^,\[\]]*)")
+HOSTS = re.compile(r"([^,\[\]]+)(?:\[([^\[\]]*)\])?([^,\[\]]*)")
 ON_A_NODE = {"RUNNING", "SUSPENDED"}
 
 
@@ -56,7 +56,7 @@ def _job(entry: object, node: Collection[str], ours: bool) -> Job | None:
     if index is None and ours and nodes == 1:
         index = 0
     gpus = _gpus(entry, index)
-    allocated = text(at(entry, "tres_alloc_str"))
+    allocated = text(at(entry, "tres_alloc_str"))[:4096]
     if not cpus and nodes <= 1:
         said = CPU_COUNT.search(allocated)
         cpus = number(at(entry, "cpus")) or (float(said[1]) if said else 0.0)
