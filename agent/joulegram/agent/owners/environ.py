@@ -39,7 +39,7 @@ def start_of(procfs: Path, pid: int, wanted: Collection[str]) -> Start:
 
 
 def _uid(folder: Path) -> int:
-    # The folder's owner is root, too, for processes that are not dumpable, which any may be.
+    # The folder's owner is the effective uid: root's for a setuid program that anybody started.
     if match := UIDS.search(_read(folder / "status", STATUS_MAX)):
         return 0 if match[1] == match[2] == b"0" else max(int(match[1]), int(match[2]))
     try:
