@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from joulegram.agent.cgroups import Cgroups, memberships
+from joulegram.agent.one_run.lineage import Lineage
 from joulegram.agent.owners.batch import Batch
 from joulegram.agent.owners.known import Known, merged
 from joulegram.agent.owners.lookup import Lookup
@@ -58,6 +59,7 @@ class Identity:
     Args:
         scope: the cluster's name for jobs, pods and users; "": Slurm's, else "site".
         node: scope of everything that exists on this node alone.
+        run: tells the processes of one run, which are nobody else's.
     """
 
     procfs: Path
@@ -66,6 +68,7 @@ class Identity:
     scope: str
     node: str
     owners: Owners | None = None  # None: jobs' own environments alone
+    run: Lineage | None = None
     _all: Owners = field(init=False)
     _found: OrderedDict[bytes, Found] = field(default_factory=OrderedDict)
     _users: OrderedDict[Owner, int] = field(default_factory=OrderedDict)  # -> uid
@@ -85,6 +88,9 @@ class Identity:
         known = self._found.get(groups)
         if known is None:
             known = self._find(groups, process)
+        if self.run is not None and self.run.holds(process, self.processes.get):
+            _remember(self._users, self.run.owner, process.uid)
+            return Place(self.run.owner, self._counted_by(known))
         found = known.owner
         if known.claim is not None:
             found = self._unless_anothers(found, known.claim)

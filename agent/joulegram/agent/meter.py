@@ -17,6 +17,7 @@ from joulegram.agent.frames import frame_of
 from joulegram.agent.gpus import Gpus
 from joulegram.agent.identity import Identity
 from joulegram.agent.machine import Machine, boot_id
+from joulegram.agent.one_run.lineage import Lineage
 from joulegram.agent.owners.owners import Owners
 from joulegram.agent.procfs import Processes
 from joulegram.agent.sensors.gpu import GpuUsers
@@ -38,6 +39,7 @@ class Meter:
         find: every sensor that this machine has now; asked again every few seconds.
         kernels: whether procfs and cgroupfs keep the kernel's promises; None: look.
         owners: who knows whose workloads are whose; None: as configured.
+        run: the run whose processes are told from all others.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Meter:
         find: Callable[[], Iterable[AnySensor]] | None = None,
         kernels: bool | None = None,
         owners: Owners | None = None,
+        run: Lineage | None = None,
     ) -> None:
         self._config = config
         self._on_tick = on_tick
@@ -69,6 +72,7 @@ class Meter:
             config.scope,
             config.node,
             owners or Owners.of(config),
+            run,
         )
         self._usage = Usage(config.procfs, processes, cgroups, self._identity, config.fold_cores)
         self._gpus = Gpus(processes, self._identity, self._identity.holding)

@@ -17,6 +17,7 @@ joulegram: joules in, grams out. The energy and carbon of every process, workloa
   joulegram up         all of it on this machine; prints the address of the page
 
 People
+  joulegram run        meters one command and all it starts; joules and grams at the end
   joulegram top        live in the terminal: who draws the watts now
   joulegram report     energy and grams of a past time, by workload, user or team
 

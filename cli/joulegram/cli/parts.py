@@ -5,14 +5,16 @@ A part (group `joulegram.parts`) is a module with
     TABLES   {table of the configuration: its dataclass}
     OPTIONS  a dataclass of flags that belong to one run; may be left out
     WORDS    {word: help}, one of which must follow the part's name; may be left out
-    run      run(**{table: value}, options=value, word=word) -> exit status
+    FLAGS    {table: names of the keys that have a flag here}; every key where left out
+    REST     what must follow `--`, such as "COMMAND [ARGUMENT ...]"; may be left out
+    run      run(**{table: value}, options=value, word=word, rest=words) -> exit status
 Group `joulegram.tables` names every table's dataclass, so that the configuration can be
 read without importing any part.
 """
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points, metadata
 from types import ModuleType
 
@@ -40,7 +42,16 @@ def run(name: str, argv: Sequence[str]) -> int:
         words: Mapping[str, str] = getattr(part, "WORDS", {})
         word, argv = _word(name, part.HELP, words, argv)
         full_name = f"{name} {word}" if word else name
-        values = parse(full_name, words.get(word, part.HELP), {**part.TABLES, **of_run}, argv)
+        what: str = getattr(part, "REST", "")
+        argv, rest = _rest(name, what, argv)
+        values = parse(
+            full_name,
+            words.get(word, part.HELP),
+            {**part.TABLES, **of_run},
+            argv,
+            only=getattr(part, "FLAGS", {}),
+            rest=what,
+        )
         if values.file:
             print(f"joulegram {name}: configuration from {values.file}", file=sys.stderr)
         arguments = {table: values.build(table, cls) for table, cls in part.TABLES.items()}
@@ -48,6 +59,8 @@ def run(name: str, argv: Sequence[str]) -> int:
             arguments["options"] = values.build("", options)
         if word:
             arguments["word"] = word
+        if what:
+            arguments["rest"] = rest
         status: int = part.run(**arguments)
         return status
     except ModuleNotFoundError as missing:
@@ -73,15 +86,36 @@ def _word(
     raise UsageError(f"{name}: {found}write `joulegram {name} {'|'.join(words)}`")
 
 
+def _rest(name: str, what: str, argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Flags, and the words after `--` of a part that takes some. Raises: UsageError."""
+    if not what or (argv and argv[0] in ("-h", "--help")):
+        return argv, ()
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    rest = argv[len(own) + 1 :]
+    if not rest and "--help" not in own:
+        raise UsageError(f"{name}: write `joulegram {name} [FLAGS] -- {what}`")
+    return own, rest
+
+
 def parse(
-    name: str, help: str, of_tables: Mapping[str, type], argv: Sequence[str]
+    name: str,
+    help: str,
+    of_tables: Mapping[str, type],
+    argv: Sequence[str],
+    *,
+    only: Mapping[str, Collection[str]] | None = None,
+    rest: str = "",
 ) -> settings.Settings:
     """Effective values for a sub-command that takes these tables ("" are flags of the run).
 
+    Args:
+        only: names of the keys that have a flag here, of tables of which not every key has.
+        rest: what follows `--`, for the usage.
     Raises: UsageError; SystemExit(0) after --help.
     """
     parser = Parser(
         prog=f"joulegram {name}",
+        usage=f"joulegram {name} [FLAGS] -- {rest}" if rest else None,
         description=help[:1].upper() + help[1:],
         allow_abbrev=False,
         epilog=_where_else(of_tables),
@@ -93,11 +127,11 @@ def parse(
         "~/.config/joulegram/joulegram.toml, /etc/joulegram/joulegram.toml)",
     )
     for table, cls in of_tables.items():
-        settings.add_flags(parser, table, cls)
+        settings.add_flags(parser, table, cls, (only or {}).get(table))
     found, left = parser.parse_known_args(argv)
     if left:
         elsewhere = _whose(left[0].partition("=")[0])
-        if elsewhere and elsewhere not in of_tables:
+        if elsewhere:
             raise UsageError(
                 f"{name}: {left[0].partition('=')[0]} is a flag of [{elsewhere}], which "
                 f"`joulegram {name}` does not take; see `joulegram {name} --help`"

@@ -14,7 +14,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -35,7 +35,13 @@ from joulegram.cli.values import (
 # Kubernetes tells pods about a service called joulegram-agent by JOULEGRAM_AGENT_PORT and
 # the like: those are not misspelt keys.
 SERVICE_LINK = re.compile(r"(.*_)?(SERVICE_(HOST|PORT)|PORT)(_.*)?")
-NOT_OF_A_TABLE = ("JOULEGRAM_CA", "JOULEGRAM_CONFIG", "JOULEGRAM_TOKEN_FILE", "JOULEGRAM_URL")
+NOT_OF_A_TABLE = (
+    "JOULEGRAM_CA",
+    "JOULEGRAM_CONFIG",
+    "JOULEGRAM_RUN",  # `joulegram run` tells the programs it meters that it does
+    "JOULEGRAM_TOKEN_FILE",
+    "JOULEGRAM_URL",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +108,13 @@ def keys(table: str, cls: type) -> list[Key]:
     ]
 
 
-def add_flags(parser: argparse.ArgumentParser, table: str, cls: type) -> None:
-    """Give the parser a flag for every key of the table that has one."""
+def add_flags(
+    parser: argparse.ArgumentParser, table: str, cls: type, only: Collection[str] | None = None
+) -> None:
+    """Give the parser a flag for every key of the table that has one; of these keys alone."""
     group = parser.add_argument_group(f"[{table}]" if table else "this run")
     for key in keys(table, cls):
-        if key.flag is None:
+        if key.flag is None or (only is not None and key.name not in only):
             continue
         # Values stay text here: read() judges flag, variable and file by the same rules.
         text = f"{key.help}{_shown_default(key)}".replace("%", "%%")

@@ -12,7 +12,7 @@ from joulegram.collector import sites
 from joulegram.collector.accounting.choose import SLOT_S, Chosen, choose
 from joulegram.collector.accounting.grams import slot_grams
 from joulegram.collector.config import BASES
-from joulegram.collector.grid import neso, table, yearly
+from joulegram.collector.grid import neso, table, yearly, zones
 from joulegram.collector.ledger.ledger import Ledger
 
 # How long the last good value stands in for one that never came: as long as the feed counts
@@ -20,8 +20,8 @@ from joulegram.collector.ledger.ledger import Ledger
 HOLD_S = {neso.PROVIDER: 90 * 60}
 CREDITS = {
     neso.PROVIDER: "NESO Carbon Intensity API, CC BY 4.0",
-    yearly.PROVIDER: "Electricity Maps yearly data, ODbL 1.0",
-    yearly.WORLD_PROVIDER: "IEA, Global Energy & CO2 Status Report 2019",
+    yearly.PROVIDER: zones.TABLE_CREDIT,
+    yearly.WORLD_PROVIDER: zones.WORLD_CREDIT,
 }
 
 

@@ -7,15 +7,15 @@ Basis  average, lifecycle, production. Quality: always `fallback`.
 from datetime import UTC, datetime
 
 from joulegram.collector.grid.table import IntensityRow
-from joulegram.collector.grid.zones import WORLD, check_zone, yearly_values
+from joulegram.collector.grid.zones import (
+    BASIS,
+    WORLD,
+    WORLD_G_PER_KWH,
+    check_zone,
+    yearly_values,
+)
 
 PROVIDER = "electricity-maps-yearly"
-BASIS = "average-lifecycle-production"
-
-# gCO2/kWh: world average of 2018, IEA, Global Energy & CO2 Status Report 2019; the same value
-# is CodeCarbon's world average. The IEA counts combustion only, so as a lifecycle value it is
-# a little low.
-WORLD_G_PER_KWH = 475.0
 WORLD_PROVIDER = "iea-world-2019"
 
 # A DateTime ends in 2106; a year's row ends where the next begins, and the last one here.

@@ -6,6 +6,7 @@ Imports Python's own library alone: the configuration is checked here, before an
 
 import csv
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -13,6 +14,28 @@ from importlib.resources import files
 from joulegram.collector.errors import UnknownZone
 
 WORLD = "WORLD"
+BASIS = "average-lifecycle-production"
+
+# gCO2/kWh: world average of 2018, IEA, Global Energy & CO2 Status Report 2019; the same value
+# is CodeCarbon's world average. The IEA counts combustion only, so as a lifecycle value it is
+# a little low.
+WORLD_G_PER_KWH = 475.0
+WORLD_YEAR = 2018
+
+TABLE_CREDIT = "Electricity Maps yearly data, ODbL 1.0"
+WORLD_CREDIT = "IEA, Global Energy & CO2 Status Report 2019"
+
+
+@dataclass(frozen=True, slots=True)
+class YearlyValue:
+    """One zone's mean intensity over a year, and who said it."""
+
+    zone: str
+    name: str
+    year: int
+    g_per_kwh: float
+    basis: str
+    credit: str
 
 
 @cache
@@ -25,6 +48,16 @@ def yearly_values() -> Mapping[str, tuple[str, Mapping[int, float]]]:
             _, years = zones.setdefault(row["zone"], (row["zone_name"], {}))
             years[int(row["year"])] = float(row["gco2e_per_kwh_lifecycle"])
     return zones
+
+
+def value_in(zone: str, year: int) -> YearlyValue:
+    """The zone's value of that year, or of the nearest that the table has. Raises: UnknownZone."""
+    check_zone(zone)
+    if zone == WORLD:
+        return YearlyValue(WORLD, "the world", WORLD_YEAR, WORLD_G_PER_KWH, BASIS, WORLD_CREDIT)
+    name, values = yearly_values()[zone]
+    nearest = max((y for y in values if y <= year), default=min(values))
+    return YearlyValue(zone, name, nearest, values[nearest], BASIS, TABLE_CREDIT)
 
 
 def check_zone(zone: str) -> None:
