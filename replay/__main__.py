@@ -27,7 +27,7 @@ from replay.cases import CASES
 
 OUTPUT = Path(__file__).resolve().parent.parent / "build" / "replay.json"
 JOBS = 8
-ATTEMPTS = 3
+ATTEMPTS = 4
 
 
 def main(argv: Sequence[str]) -> int:

@@ -34,8 +34,8 @@ class Played:
     """The frames that count.
 
     Args:
-        stale_s: how old a value can have been, and how late read, where the frames begin and end, or where something
-            happened; what counts for sums over all of them.
+        stale_s: how old a value can have been, and how late read, where the frames begin and end,
+            or where something happened; what counts for sums over all of them.
         worst_s: the same where any of the windows begins and ends.
     """
 
@@ -73,12 +73,12 @@ class Played:
         return sum(row_uj(row) for row in self.rows(kind, id_, **wanted)) / 1e6
 
     def gpu_j(self, kind: str, id_: str | None = None, **wanted: object) -> float:
-        return sum(row["gpu_uj"] for row in self.rows(kind, id_, **wanted)) / 1e6
+        return sum(int(row["gpu_uj"]) for row in self.rows(kind, id_, **wanted)) / 1e6
 
     def held_j(self, holder: str) -> float:
         """Idle energy of GPUs that a workload holds; of those that nobody does for ""."""
         return sum(
-            row["gpu_uj"]
+            int(row["gpu_uj"])
             for frame in self.frames
             for row in frame["rows"]
             if frame["workloads"][row["workload"]]["kind"] == "idle"
@@ -88,14 +88,14 @@ class Played:
     def of_device(self, name: str, what: str = "energy_uj") -> list[Any]:
         """One value a frame; joules where it is an energy."""
         values = [d[what] for f in self.frames for d in f["devices"] if d["name"] == name]
-        return [v / 1e6 for v in values] if what.endswith("_uj") else values
+        return [int(v) / 1e6 for v in values] if what.endswith("_uj") else values
 
     def device_j(self, name: str, what: str = "energy_uj") -> float:
         return float(sum(self.of_device(name, what)))
 
     @property
     def total_j(self) -> float:
-        return sum(d["energy_uj"] for f in self.frames for d in f["devices"]) / 1e6
+        return sum(int(d["energy_uj"]) for f in self.frames for d in f["devices"]) / 1e6
 
     @property
     def devices(self) -> str:
@@ -116,7 +116,7 @@ def play(
     **how: Any,
 ) -> Played:
     """Feed a machine and watch it."""
-    with Feeder(machine, stage.step_s) as feeder:
+    with Feeder(machine, stage) as feeder:
         return watch(stage, feeder, windows, events, **how)
 
 
@@ -200,7 +200,7 @@ def played(
     every_s = [begin_s + n * window_s for n in range(len(frames))]
     stale_s, worst_s = feeder.stale_s([begin_s, end_s]), feeder.stale_s([*every_s, end_s])
     late_s = max(READ_S, late_s)
-    stage.judge(stale_s, late_s)
+    stage.judge(stale_s, late_s, feeder.torn_s(begin_s - window_s, end_s + window_s))
     return Played(frames, window_s, stale_s + late_s, worst_s + late_s)
 
 
@@ -223,7 +223,7 @@ def _begin(first: bytes, feeder: Feeder, events: Mapping[float, Event], window_s
     if not first:
         return 0  # it ended; its exit code and stderr say why
     window_ms = round(window_s * 1000)
-    base_ms = json.loads(first)["window_start_ms"] + 2 * window_ms
+    base_ms = int(json.loads(first)["window_start_ms"]) + 2 * window_ms
     while base_ms / 1000 < time.time() + LEAD_S:
         base_ms += window_ms
     offset_s = time.monotonic() - time.time()

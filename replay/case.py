@@ -6,6 +6,7 @@ from pathlib import Path
 
 STEP_S = 0.05
 STALE_MAX_S = 0.2  # what was played with older files, or read later, is played again
+TORN_MAX_S = 0.001  # no longer than a reader tries
 
 
 class Late(Exception):
@@ -52,7 +53,7 @@ class Stage:
     step_s: float = STEP_S
     patient: bool = True
 
-    def judge(self, stale_s: float, late_s: float) -> None:
+    def judge(self, stale_s: float, late_s: float, torn_s: float) -> None:
         """Raises: Late."""
         if not self.patient:
             return
@@ -60,6 +61,8 @@ class Stage:
             raise Late(f"files were up to {stale_s:.2f} s old")
         if late_s > STALE_MAX_S:
             raise Late(f"the agent read them up to {late_s:.2f} s late")
+        if torn_s > TORN_MAX_S:
+            raise Late(f"a file was torn for {torn_s * 1000:.1f} ms")
 
     def room(self, name: str) -> "Stage":
         """A place of its own within this one."""

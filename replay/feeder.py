@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
+from replay.case import Stage
 from replay.tree import Machine
 
 Event = Callable[[], object]
@@ -23,15 +24,12 @@ REMEMBERED = 20_000  # writings
 
 
 class Feeder:
-    """Runs while the context lasts.
+    """Runs while the context lasts."""
 
-    Args:
-        step_s: how often the files are rewritten.
-    """
-
-    def __init__(self, machine: Machine, step_s: float) -> None:
+    def __init__(self, machine: Machine, stage: Stage) -> None:
         self.machine = machine
-        self._step_s = step_s
+        self._step_s = stage.step_s
+        self._tears = stage.patient  # who will not play again takes no risk
         self._events: list[tuple[float, int, Event]] = []
         self._count = itertools.count()
         self._lock = threading.Lock()
@@ -40,8 +38,8 @@ class Feeder:
         self._failure: BaseException | None = None
         self._now_s = time.monotonic()
         self._began_s = self._now_s  # the last writing
-        # (what a file said as of, when it was replaced at the latest), monotonic
-        self._writings: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
+        # (what a file said as of, when it was replaced at the latest), monotonic; torn for
+        self._writings: deque[tuple[float, float, float]] = deque(maxlen=REMEMBERED)
         self._changes: list[float] = []
         self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
 
@@ -56,10 +54,15 @@ class Feeder:
         near = [*moments_s, *self._changes]
         ages = [
             until_s - as_of_s
-            for as_of_s, until_s in list(self._writings)
+            for as_of_s, until_s, _ in list(self._writings)
             if any(as_of_s - NEAR_S < moment_s < until_s + NEAR_S for moment_s in near)
         ]
         return max(ages, default=0.0)
+
+    def torn_s(self, begin_s: float, end_s: float) -> float:
+        """How long a file was torn at most, s, between two moments."""
+        torn = [t for _, until_s, t in list(self._writings) if begin_s < until_s < end_s]
+        return max(torn, default=0.0)
 
     def __enter__(self) -> Self:
         self.machine.write()
@@ -99,8 +102,8 @@ class Feeder:
             happen()
             self._changes.append(moment_s)
         self._pass_to(now_s)
-        self.machine.write()
-        self._writings.append((self._began_s, time.monotonic()))
+        torn_s = self.machine.write(tear=self._tears)
+        self._writings.append((self._began_s, time.monotonic(), torn_s))
         self._began_s = now_s
 
     def _due(self, now_s: float) -> tuple[float, Event] | None:

@@ -7,18 +7,17 @@ import re
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
-from prometheus_client import Metric
+from prometheus_client import Metric, parser
 from prometheus_client.openmetrics import parser as openmetrics
-from prometheus_client.parser import text_string_to_metric_families
 
 from joulegram.agent.frames import as_json
-from joulegram.agent.spool import ACKED
+from joulegram.agent.spool_home import ACKED
 from joulegram.v1.telemetry_pb2 import Frame
 from replay.agent import Frame as JsonFrame
 from replay.agent import bare, roots
@@ -29,6 +28,8 @@ from tests.servers import Program, free_port, joulegram, running, wait_until
 # Embedded ledgers at a time: each is some hundred MB of memory. Cases are processes that fork.
 COLLECTORS = multiprocessing.get_context("fork").BoundedSemaphore(2)
 READY_S = 60.0
+READ: Callable[[str], Iterable[Metric]] = parser.text_string_to_metric_families
+READ_STRICTLY: Callable[[str], Iterable[Metric]] = openmetrics.text_string_to_metric_families
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -95,9 +96,8 @@ def metrics(address: str) -> list[Metric]:
     url = f"http://{address}/metrics"
     strict = httpx.get(url, timeout=20, headers={"Accept": OPENMETRICS})
     if "openmetrics" in strict.headers["content-type"]:
-        list(openmetrics.text_string_to_metric_families(strict.text))
-    plain = httpx.get(url, timeout=20, headers={"Accept": "text/plain"})
-    return list(text_string_to_metric_families(plain.text))
+        list(READ_STRICTLY(strict.text))
+    return list(READ(httpx.get(url, timeout=20, headers={"Accept": "text/plain"}).text))
 
 
 def samples(families: Sequence[Metric], name: str, **labels: str) -> list[float]:
@@ -143,17 +143,17 @@ class Reporter:
         return frames
 
     def frames(self) -> list[JsonFrame]:
-        bodies = self._ask(f"SELECT body FROM frames WHERE state = {ACKED} ORDER BY seq")
+        bodies = self._ask("SELECT body FROM frames WHERE state = ? ORDER BY seq")
         return [json.loads(as_json(Frame.FromString(body))) for (body,) in bodies]
 
     def waiting(self) -> int:
         """Frames not yet acknowledged."""
-        return len(self._ask(f"SELECT seq FROM frames WHERE state < {ACKED}"))
+        return len(self._ask("SELECT seq FROM frames WHERE state < ?"))
 
     def _ask(self, sql: str) -> list[Any]:
         path = self.state / "spool" / "frames.db"
         with contextlib.closing(sqlite3.connect(path)) as spool:
-            return spool.execute(sql).fetchall()
+            return spool.execute(sql, (ACKED,)).fetchall()
 
     def await_frames(self, count: int) -> None:
         """Return once so many are acknowledged."""

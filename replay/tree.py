@@ -1,8 +1,8 @@
 """A machine made of files: sysfs, procfs and cgroupfs under one folder, in the kernel's formats.
 
 `pass_time` lets it draw power and burn CPU time; `write` rewrites the files that changed, in
-place and in random order, as a reader meets them on a real machine. One of them is torn each
-time: for a moment it holds half of its value.
+place and in random order, as a reader meets them on a real machine. One of them may be torn: for
+a moment it holds half of its value.
 
 Format https://docs.kernel.org/filesystems/proc.html
        https://docs.kernel.org/admin-guide/cgroup-v2.html
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TORN_S = 0.0002
+TORN_S = 0.0001
 RAPL_RANGE_UJ = 262_143_328_850
 BOOT_ID = "5ab7f3a4-9f0e-4d58-8b1c-2f60c7a9d3e1"
 USER, KERNEL = 0x0040_0000, 0x0020_8040  # flags of a process, of a kernel thread
@@ -279,15 +279,22 @@ class Machine:
 
     # What the files say
 
-    def write(self) -> None:
-        """Rewrite what changed, in place, in random order."""
+    def write(self, *, tear: bool = False) -> float:
+        """Rewrite what changed, in place, in random order.
+
+        Args:
+            tear: let one of the files hold half of its value for a moment.
+        Returns: how long that was, s.
+        """
         files = [(path, content) for path, content in self._files() if self._differs(path, content)]
         self._random.shuffle(files)
-        torn = self._random.randrange(len(files)) if files else -1
+        torn = self._random.randrange(len(files)) if files and tear else -1
+        torn_s = 0.0
         for n, (path, content) in enumerate(files):
             with contextlib.suppress(FileNotFoundError):  # of a folder that is gone by now
-                _rewrite(path, content, torn=n == torn)
+                torn_s += _rewrite(path, content, torn=n == torn)
                 self._written[path] = content
+        return torn_s
 
     def _files(self) -> list[tuple[Path, bytes]]:
         files = [
@@ -363,16 +370,20 @@ def _cpu_stat(used_s: float) -> bytes:
     return b"usage_usec %d\nuser_usec %d\nsystem_usec 0\n" % (used_us, used_us)
 
 
-def _rewrite(path: Path, content: bytes, *, torn: bool) -> None:
+def _rewrite(path: Path, content: bytes, *, torn: bool) -> float:
     """In place. A shorter value leaves the end of the longer one for a moment."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
+        began_s = time.perf_counter()
         if torn:
             os.ftruncate(file, 0)
             os.pwrite(file, content[: len(content) // 2], 0)
-            time.sleep(TORN_S)
+            # Not asleep: on a busy machine it would be torn for as long as others like.
+            while time.perf_counter() - began_s < TORN_S:
+                pass
         os.pwrite(file, content, 0)
         os.ftruncate(file, len(content))
+        return time.perf_counter() - began_s if torn else 0.0
     finally:
         os.close(file)
 

@@ -10,7 +10,7 @@ from replay.gpus import gpu, playing
 from replay.tree import Machine
 
 WATTS, FLOOR_W = 400.0, 70.0
-NEAR = 0.01  # the trace counts by the clock itself: nothing in it is late
+NEAR = 0.01
 UUID = "GPU-5b1d7c3a-0001-4000-8000-00000000000a"
 OTHER = "GPU-5b1d7c3a-0002-4000-8000-00000000000b"
 SMALL, LARGE = (
@@ -45,7 +45,7 @@ def slices(stage: Stage) -> Sequence[Part]:
     active_j = (WATTS - FLOOR_W) * played.seconds
     small, large = played.gpu_j("slurm", "1"), played.gpu_j("slurm", "2")
     return [
-        Part("active energy", active_j, small + large, within=NEAR * active_j),
+        Part("active energy", active_j, small + large, within=played.within(WATTS)),
         Part("4g : 1g", 4, large / small if small else math.nan, "", within=4 * NEAR),
         Part("idle", FLOOR_W * 5, played.gpu_j("idle"), within=NEAR * FLOOR_W * 5),
     ]
@@ -58,7 +58,8 @@ def one_slice(stage: Stage) -> Sequence[Part]:
     played = with_gpus(stage, two_jobs(stage), trace, floor(UUID))
     seconds = played.seconds
     return [
-        Part("its own", 330, played.gpu_j("slurm", "1") / seconds, "W", within=NEAR * 330),
+        Part("its own", 330, played.gpu_j("slurm", "1") / seconds, "W",
+             within=played.within(WATTS) / seconds),
         Part("floor it holds", 10, played.held_j("1") / seconds, "W", within=NEAR * 10),
         Part("floor nobody holds", 60, played.held_j("") / seconds, "W", within=NEAR * 60),
         Part("job_2", 0, played.gpu_j("slurm", "2")),
@@ -68,7 +69,7 @@ def one_slice(stage: Stage) -> Sequence[Part]:
 def time_slices(stage: Stage) -> Sequence[Part]:
     trace = gpu(UUID, WATTS, "process compute 10", "process compute 11", "busy 10 50", "busy 11 50")
     played = with_gpus(stage, two_jobs(stage), trace)
-    seconds, room = played.seconds, NEAR * WATTS
+    seconds, room = played.seconds, played.within(WATTS) / played.seconds
     return [
         Part("job_1", 200, played.gpu_j("slurm", "1") / seconds, "W", within=room),
         Part("job_2", 200, played.gpu_j("slurm", "2") / seconds, "W", within=room),
@@ -82,7 +83,7 @@ def held(stage: Stage) -> Sequence[Part]:
     machine.details(10, environ=b"SLURM_JOB_ID=1\0SLURM_JOB_GPUS=0\0")
     trace = gpu(UUID, FLOOR_W) + gpu(OTHER, FLOOR_W, "process compute 11")
     played = with_gpus(stage, machine, trace)
-    seconds, room = played.seconds, NEAR * FLOOR_W
+    seconds, room = played.seconds, played.within(FLOOR_W) / played.seconds
     holders = {
         workload["id"]
         for frame in played.frames
@@ -105,7 +106,7 @@ def not_found(stage: Stage) -> Sequence[Part]:
         "error nvmlDeviceGetUtilizationRates 6",
     )  # fmt: skip
     played = with_gpus(stage, two_jobs(stage), trace)
-    seconds, room = played.seconds, NEAR * WATTS
+    seconds, room = played.seconds, played.within(WATTS) / played.seconds
     return [
         Part("metered", 400, played.device_j(f"gpu:{UUID}") / seconds, "W", within=room),
         Part("coverage", 1.0, min(played.of_device(f"gpu:{UUID}", "coverage")), ""),

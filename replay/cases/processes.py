@@ -157,7 +157,7 @@ def alone(stage: Stage) -> Sequence[Part]:
     machine.zone("intel-rapl:0", "package-0", 100.0)
     machine.task(10, A, cores=0.337)
     parts = []
-    with Feeder(machine, stage.step_s) as feeder, ThreadPoolExecutor() as pool:
+    with Feeder(machine, stage) as feeder, ThreadPoolExecutor() as pool:
         played = {
             tick_s: pool.submit(watch, stage, feeder, 10, tick_s=tick_s, name=f"tick-{tick_s}")
             for tick_s in (0.1, 0.5, 1.0)

@@ -36,7 +36,7 @@ def ended_job(stage: Stage) -> Sequence[Part]:
         machine.remove_group(job)
 
     with (
-        Feeder(machine, stage.step_s) as feeder,
+        Feeder(machine, stage) as feeder,
         collector(stage, OFFLINE) as site,
         reporting(stage, machine, site) as agent,
     ):
@@ -68,7 +68,7 @@ def outage(stage: Stage) -> Sequence[Part]:
     machine.zone("intel-rapl:0", "package-0", 100.0)
     machine.task(10, "/system.slice/a.service", cores=1.0)
     with (
-        Feeder(machine, stage.step_s) as feeder,
+        Feeder(machine, stage) as feeder,
         collector(stage, OFFLINE) as site,
         reporting(stage, machine, site) as agent,
     ):
@@ -100,7 +100,7 @@ def idle_policies(stage: Stage) -> Sequence[Part]:
     machine.task(12, "/system.slice", cores=4.0)
     floor = "--idle-w=cpu0=125"
     with (
-        Feeder(machine, stage.step_s) as feeder,
+        Feeder(machine, stage) as feeder,
         collector(stage, OFFLINE) as site,
         reporting(stage, machine, site, floor) as agent,
     ):
@@ -148,7 +148,7 @@ def hostile_names(stage: Stage) -> Sequence[Part]:
     for pid, comm in COMMANDS.items():
         machine.task(pid, GROUPS[pid], cores=1.0, comm=comm)
     with (
-        Feeder(machine, stage.step_s) as feeder,
+        Feeder(machine, stage) as feeder,
         collector(stage, OFFLINE) as site,
         reporting(stage, machine, site) as agent,
     ):
@@ -218,7 +218,7 @@ def standstill(stage: Stage) -> Sequence[Part]:
         zone.watts = watts
 
     with (
-        Feeder(machine, stage.step_s) as feeder,
+        Feeder(machine, stage) as feeder,
         collector(stage, OFFLINE) as site,
         reporting(stage, machine, site) as agent,
         totals(site, agent.http) as seen,
@@ -265,7 +265,7 @@ def grid_fails(stage: Stage) -> Sequence[Part]:
         grid.forecast = lambda _start_s: None
         known_until(now_s - 7200)
         with (
-            Feeder(machine, stage.step_s),
+            Feeder(machine, stage),
             collector(stage, "--zone=GB", f"--neso-url={grid.url}", "--neso-poll-s=0.3") as site,
             reporting(stage, machine, site) as agent,
         ):
