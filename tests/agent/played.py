@@ -291,7 +291,9 @@ class Machine:
             others = machine.Machine(settings, clock).sensors() if more_sensors else []
             find = lambda: [*sensors, *others]  # noqa: E731
         found = []
-        meter = Meter(settings, clock, find=find, floors=floors, owners=owners)
+        meter = Meter(
+            settings, clock, find=find, floors=floors, owners=owners, kernels=self.kernels
+        )
         for frame in meter.frames(threading.Event()):
             found.append(frame)
             if len(found) == frames:
