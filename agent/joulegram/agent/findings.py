@@ -16,6 +16,7 @@ from joulegram.agent.floors import LEARN_MS, Floors
 from joulegram.agent.machine import Kind, Machine, chosen, read
 from joulegram.agent.owners.owners import Owners
 from joulegram.agent.procfs import Processes, cpu_times
+from joulegram.agent.sensors import drm
 from joulegram.agent.sensors.model import LoadModel
 from joulegram.agent.textfile import Torn
 
@@ -146,17 +147,15 @@ def _unmetered(sysfs: Path, found: Sequence[tuple[Kind, list[AnySensor]]]) -> It
         if hasattr(sensor, "names")
         for name in sensor.names()
     }
+    reasons = dict(drm.unmetered(sysfs))
     for card in sorted((sysfs / "class/drm").glob("card[0-9]*")):
         if "-" in card.name or not (card / "device/vendor").exists():
             continue
         address = _address(card / "device/uevent")
         if not address or address.lower() not in known:
-            yield Finding(
-                f"gpu: {card.name}",
-                MISSING,
-                f"a GPU is here{f' at {address}' if address else ''} and tells no power of its own",
-                "On the processor's die its energy is in the processor's. A card: its driver.",
-            )
+            at = f" at {address}" if address else ""
+            why = reasons.get(card.name, "no driver that meters it")
+            yield Finding(f"gpu: {card.name}", MISSING, f"a GPU{at} without a meter: {why}")
 
 
 def _address(uevent: Path) -> str:

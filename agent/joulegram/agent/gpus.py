@@ -25,9 +25,20 @@ log = logging.getLogger(__name__)
 GPUS_MAX = 256
 OPENED_MAX = 4_096  # processes of one GPU that are remembered and may hold it
 LONGEST_LOOK_NS = 60_000_000_000  # what is older says nothing of now
+# A driver's last samples of a process come up to a second after its end.
+REMEMBERED_NS = 2_500_000_000
 
 # Workloads with the GPUs that their scheduler gave them, as it names them.
 Holding: TypeAlias = Callable[[], Iterable[tuple[Owner, Sequence[str]]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A process that has a GPU open, or had it a moment ago."""
+
+    owner: Owner
+    process: Process
+    seen_ns: int  # monotonic
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +47,7 @@ class Gpu:
 
     users: GpuUsers
     since_ns: int
-    opened: dict[int, tuple[Owner, Process]] = field(default_factory=dict)  # by pid
+    opened: dict[int, Opened] = field(default_factory=dict)  # by pid
     error: str = ""
 
 
@@ -83,17 +94,19 @@ class Gpus:
         gpu.error = ""
         since_ns = max(gpu.since_ns, now_ns - LONGEST_LOOK_NS)
         gpu.since_ns = now_ns
-        before = gpu.opened
-        gpu.opened = {}
+        gpu.opened = {
+            pid: known
+            for pid, known in gpu.opened.items()
+            if now_ns - known.seen_ns <= REMEMBERED_NS
+        }
         opened: dict[GpuOpen, Owner] = {}
         for at in look.opened[:OPENED_MAX]:
-            if found := self._found(at.pid, before):
-                gpu.opened[at.pid] = found
+            if found := self._found(at.pid, gpu):
+                gpu.opened[at.pid] = Opened(*found, now_ns)
                 opened[at] = found[0]
         device = gpu.users.device
         for use in look.uses:
-            # One that has just ended is known from when it still had the GPU open.
-            key = self._found(use.pid, before) or (Owner(UNATTRIBUTED), None)
+            key = self._found(use.pid, gpu) or (Owner(UNATTRIBUTED), None)
             for window, weight, _ in timeline.spread(use.weight, since_ns, now_ns):
                 window.gpu(device).add_use(key, weight, 0)
             for window, busy_ns, _ in timeline.spread(use.busy_ns, since_ns, now_ns):
@@ -106,13 +119,13 @@ class Gpus:
             window.gpu(device).looked_ns += looked_ns
             window.gpu(device).modelled |= look.modelled and inside_ns > 0
 
-    def _found(
-        self, pid: int, before: Mapping[int, tuple[Owner, Process]]
-    ) -> tuple[Owner, Process] | None:
+    def _found(self, pid: int, gpu: Gpu) -> tuple[Owner, Process] | None:
         process = self.processes.get(pid)
-        if process is None:
-            return before.get(pid)
-        return self.identity.place(process).owner, process
+        if process is not None:
+            return self.identity.place(process).owner, process
+        # One that has just ended is known from when it still had the GPU open.
+        known = gpu.opened.get(pid)
+        return (known.owner, known.process) if known else None
 
 
 def held(

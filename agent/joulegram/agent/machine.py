@@ -14,8 +14,8 @@ from joulegram.agent.clock import Clock
 from joulegram.agent.config import AgentConfig
 from joulegram.agent.energy import AnySensor
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.procfs import cpu_times
-from joulegram.agent.sensors import cray, hwmon, ipmi
+from joulegram.agent.sensors import cray, drm, hwmon, ipmi
+from joulegram.agent.sensors.drm_clients import Clients
 from joulegram.agent.sensors.ipmi import Dcmi, IpmiPower
 from joulegram.agent.sensors.model import LoadModel
 from joulegram.agent.sensors.nvidia import NvidiaGpus
@@ -52,8 +52,8 @@ class Machine:
     def __init__(self, config: AgentConfig, clock: Clock) -> None:
         sysfs = config.sysfs
         self._slow = dict(_slow(config, clock))
-        self.model = LoadModel(lambda: cpu_times(config.procfs), clock, config.tdp_w)
-        nvidia = NvidiaGpus(clock)
+        self.model = LoadModel.find(sysfs, config.procfs, clock, config.tdp_w, config.instance_type)
+        nvidia, clients = NvidiaGpus(clock), Clients(config.procfs, clock)
         self.kinds = [
             # The blade's node counter goes before RAPL's psys, RAPL before the blade's parts.
             Kind("Cray node", lambda: _blade(sysfs, clock, True), lambda: _no_cray(sysfs)),
@@ -62,6 +62,11 @@ class Machine:
             Kind("power meter", lambda: hwmon.find(sysfs, clock), lambda: _no_meter(sysfs)),
             *(Kind(name, partial(list, [slow]), _nothing) for name, slow in self._slow.items()),
             Kind("NVIDIA GPU", nvidia.find, lambda: (nvidia.why_none(), "")),
+            Kind(
+                "AMD or Intel GPU",
+                lambda: drm.find(sysfs, config.procfs, clock, clients),
+                lambda: (f"no card of theirs in {sysfs}/class/drm that is its own device", ""),
+            ),
         ]
 
     def sensors(self) -> list[AnySensor]:
