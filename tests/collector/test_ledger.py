@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from joulegram.collector.errors import CollectorError, LedgerInUse
+from joulegram.collector.errors import CollectorError, LedgerInUse, LedgerUnusable
 from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.ledger.ledger import Ledger, literal
 from joulegram.collector.ledger.migrate import migrate
@@ -60,6 +60,12 @@ def test_a_second_process_is_told_who_holds_it_and_what_to_do(tmp_path: Path) ->
     again = ChdbLedger(tmp_path / "ledger")
     assert one(again, "SELECT count() AS n FROM t") == {"n": 3}
     again.close()
+
+
+def test_a_lock_that_cannot_be_had_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()  # or a file of another user
+    with pytest.raises(LedgerUnusable, match=r"lock: Is a directory\. .* --data"):
+        ChdbLedger(tmp_path)
 
 
 def test_closed_means_closed(ledger: Ledger) -> None:

@@ -102,6 +102,14 @@ def test_show_plan_apply_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFi
     assert "nothing to do" in said("plan") and "nothing to do" in said("apply")
 
 
+def test_looking_makes_no_ledger(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    for word in ("show", "plan", "apply"):
+        with pytest.raises(LedgerUnusable, match="there is no ledger in .* --data"):
+            schema_command.run(word, CollectorConfig(data=tmp_path), ClickhouseConfig())
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
 def test_a_server_is_migrated_by_apply_alone(
     clickhouse: ClickhouseServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

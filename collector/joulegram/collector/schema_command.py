@@ -80,7 +80,8 @@ def _opened(collector: CollectorConfig, clickhouse: ClickhouseConfig) -> Iterato
         opened = _Opened(servers, name, leased=True)
     else:
         data = collector.data.expanduser().absolute()
-        if not data.is_dir():
+        # Opening makes one: to look is no reason to, least of all in a directory of other things.
+        if not (data / "chdb").is_dir():
             raise LedgerUnusable(
                 f"there is no ledger in {data}: name its directory with --data DIR, or its servers "
                 "with --clickhouse-host HOST:PORT. The first start of a collector makes one."

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from joulegram.collector.errors import CollectorError, LedgerInUse
+from joulegram.collector.errors import CollectorError, LedgerInUse, LedgerUnusable
 from joulegram.collector.ledger.ledger import Value
 
 # One insert must land as one part, whole or not at all: one thread writes it, as one block.
@@ -42,7 +42,7 @@ class ChdbLedger:
     """A ledger directory, held by this process until `close`.
 
     A process can hold one directory at a time.
-    Raises: LedgerInUse when another process holds it.
+    Raises: LedgerInUse when another process holds it; LedgerUnusable when it cannot be locked.
     """
 
     exclusive: bool = True
@@ -148,7 +148,13 @@ def _escaped(value: Value) -> Value:
 
 
 def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as denied:
+        raise LedgerUnusable(
+            f"cannot use the ledger in {path.parent}: {path.name}: {denied.strerror}. Run this as "
+            "the user who keeps it, or name another directory with --data DIR."
+        ) from denied
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
