@@ -302,6 +302,7 @@ def test_a_container_by_its_socket_through_the_shipped_meter(tmp_path):
         docker = owners.sources[0]
         wait_until(lambda: docker.about(Owner("container", CID)) is not None, "the daemon")
         frames = machine.play(2, owners=owners)
+        owners.close()
     workload = next(w for w in frames[-1].workloads if w.kind == "container")
     assert (workload.name, workload.scope) == ("web", "n1")
     assert dict(workload.attributes) == {"tier": r"front\x0a"}

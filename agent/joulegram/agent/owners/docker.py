@@ -114,10 +114,10 @@ class Docker:
             self._known.popitem(last=False)
 
     def _get(self, target: str, most: int) -> object:
-        where = f"docker_socket {self._path} "
+        where = f"docker_socket = {self._path}: "
         try:
             status, body = get(
-                self._connect, "localhost", target, timeout_s=self._timeout_s, most=most
+                self._connect, "docker", target, timeout_s=self._timeout_s, most=most
             )
         except SourceFailed as exc:
             raise SourceFailed(
