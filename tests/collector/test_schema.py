@@ -105,7 +105,7 @@ def test_show_plan_apply_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFi
 def test_looking_makes_no_ledger(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     for word in ("show", "plan", "apply"):
-        with pytest.raises(LedgerUnusable, match="there is no ledger in .* --data"):
+        with pytest.raises(LedgerUnusable, match=r"there is no ledger in .* --data"):
             schema_command.run(word, CollectorConfig(data=tmp_path), ClickhouseConfig())
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
