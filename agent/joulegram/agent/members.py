@@ -44,11 +44,15 @@ class Members:
         due = list(self._of(None))
         for group in self._cgroups.moved:
             due.extend(self._of(group))
+        return due
+
+    def sample(self) -> list[Process]:
+        """Some of all processes, others at every tick."""
         share = len(self._processes) // READ_ALL_WITHIN + 1
         some = list(islice(self._round, share))
         if len(some) < share:
             self._round = iter(tuple(self._processes.all()))
-        return due + some
+        return some
 
     def put(self, process: Process) -> None:
         """Its `groups` were just read."""

@@ -143,7 +143,8 @@ class Processes:
         self._names: set[str] = set()  # in the last listing, and settled: met, or no process
         self._waiting: list[str] = []  # in the last listing, and more than could be met
         self._unread: set[int] = set()  # were there from the start, and could not be read yet
-        self._before_ns: int | None = None
+        self._now_ns: int | None = None  # the last scan
+        self._before_ns: int | None = None  # the one before
         self._descriptors = max(0, raise_file_limit() * 3 // 4 - DESCRIPTORS_LEFT_FREE)
         self._spare = self._descriptors // 2  # for one file of each process
         self._retries = 0
@@ -181,12 +182,13 @@ class Processes:
         Raises: OSError when procfs cannot be listed.
         """
         scan = Scan(now_ns)
+        self._before_ns = self._now_ns
         self._retries = RETRIES_PER_SCAN
         self.read(self._known.values() if due is None else due, scan, plausible_ns)
         self._scans += 1
         if forks != self._forks or not self.counts_forks or self._scans > self._list_at:
             self._look(forks, scan, plausible_ns)
-        self._before_ns = now_ns
+        self._now_ns = now_ns
         return scan
 
     def list_again(self) -> None:
@@ -194,7 +196,7 @@ class Processes:
         self._list_at = self._scans
 
     def read(self, due: Collection[Process], scan: Scan, plausible_ns: int) -> None:
-        """Read these processes now, into a scan that began at this tick."""
+        """Read these processes now, into the scan of this tick."""
         if len(due) > READ_PER_SCAN:
             due = self._in_turn(due)
         pread = os.pread

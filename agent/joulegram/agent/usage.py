@@ -1,6 +1,7 @@
 """Who used the CPU in each window: processes, and what their cgroups counted beyond them."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -84,38 +85,54 @@ class Usage:
         members = self._members
         due = members.due() if members is not None else None
         scan = self.processes.scan(now_ns, plausible_ns, forks, due)
-        used_ns = self._charge(timeline, scan, 0, 0)
+        used_ns = self._charge(timeline, scan)
         if members is not None:
             seen = len(scan.met), len(scan.changes)
             moved = [p for p in members.strangers(counted_ns, used_ns) if self._moved(p)]
-            self.processes.read(moved, scan, plausible_ns)
-            self._charge(timeline, scan, *seen)
+            self.processes.read([*moved, *members.sample()], scan, plausible_ns)
+            # What they used in earlier ticks went to their cgroup's remainder by then.
+            left_ns = {group: ns - used_ns.get(group, 0) for group, ns in counted_ns.items()}
+            self._charge(timeline, scan, *seen, left_ns)
         if not self.cgroups.count_anything:
             self._charge_reaped(timeline, scan)
         if run is not None and run_ns is not None and before_ns is not None:
             self._charge_run(timeline, run, run_ns, before_ns, now_ns)
 
-    def _charge(self, timeline: Timeline, scan: Scan, met: int, changes: int) -> dict[str, int]:
+    def _charge(
+        self,
+        timeline: Timeline,
+        scan: Scan,
+        met: int = 0,
+        changes: int = 0,
+        left_ns: Mapping[str, int] | None = None,
+    ) -> dict[str, int]:
         """Place who was met and charge who used, from these indices of the scan on.
 
+        Args:
+            left_ns: what cgroups counted in this tick and nobody was charged for; None: no
+                matter.
         Returns: use per cgroup whose counter holds it.
         """
-        counted: dict[str, int] = {}
+        charged: dict[str, int] = {}
         for process in scan.met[met:]:
             self._place(process)
         for used in scan.changes[changes:]:
             place = self._place(used.process)
+            used_ns = used.used_ns
             if place.group is not None:
-                _add(counted, place.group, used.used_ns)
-            if self.identity.run is not None and place.owner == self.identity.run.owner:
-                self.identity.run.charged_ns += used.used_ns
+                if left_ns is not None:
+                    left = left_ns.get(place.group, 0) - charged.get(place.group, 0)
+                    used_ns = min(used_ns, max(0, left))
+                _add(charged, place.group, used_ns)
+            if not used_ns:  # only its children did
+                continue
             key = used.process, place.owner, place.group
-            for window, part, _ in timeline.spread(used.used_ns, used.since_ns, scan.at_ns):
+            for window, part, _ in timeline.spread(used_ns, used.since_ns, scan.at_ns):
                 _add(window.process_ns, key, part)
         if self._members is not None:
             for process in (*scan.ended, *scan.zombies):
                 self._members.drop(process)
-        return counted
+        return charged
 
     def _place(self, process: Process) -> Place:
         place = self.identity.place(process)
