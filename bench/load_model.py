@@ -25,8 +25,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from joulegram.agent.sensors.cpuinfo import key_of
-from joulegram.agent.sensors.model import LEVEL, share_of_tdp
+from joulegram.agent.sensors.load.cpuinfo import key_of
+from joulegram.agent.sensors.load.model import LEVEL, share_of_tdp
 
 ROWS = Path(__file__).with_name("measured_load_power.csv")
 FITTED = ("AMD EPYC 8024P 8-Core Processor", "Intel(R) Xeon(R) CPU E5-2620 v3 @ 2.40GHz")

@@ -7,7 +7,7 @@ import pytest
 
 from joulegram.agent.clock import SystemClock
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.sensors.background import LONGEST_WAIT_S, Background, Later
+from joulegram.agent.sensors.bmc.background import LONGEST_WAIT_S, Background, Later
 from joulegram.agent.sensors.sensor import Sample
 from tests.agent.played import Clock
 

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joulegram.agent.errors import SensorFailed
-from joulegram.agent.sensors.drm import CountedCard, Gpu, SampledCard, find, unmetered
-from joulegram.agent.sensors.drm_clients import (
+from joulegram.agent.sensors.drm.cards import CountedCard, Gpu, SampledCard, find, unmetered
+from joulegram.agent.sensors.drm.clients import (
     CLIENTS_PER_PROCESS,
     DESCRIPTORS_PER_LOOK,
     Clients,
 )
-from joulegram.agent.sensors.fdinfo import ENGINES_MAX, parse
+from joulegram.agent.sensors.drm.fdinfo import ENGINES_MAX, parse
 from joulegram.agent.sensors.gpu import GpuLook
 from tests.agent.played import Clock, Machine, device_j, rows
 

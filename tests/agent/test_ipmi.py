@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from joulegram.agent.clock import SystemClock
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.sensors import ipmi
+from joulegram.agent.sensors.bmc import ipmi
 from joulegram.agent.sensors.sensor import Sample
 from tests.agent.played import Clock
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joulegram.agent.errors import AgentError
-from joulegram.agent.sensors.sm_use import LOOK_MAX_US, SmSample, SmUse
+from joulegram.agent.sensors.nvidia.sm_use import LOOK_MAX_US, SmSample, SmUse
 from tests.agent.nvml.asked import START_US, Asked, asking
 from tests.agent.nvml.library import build
 from tests.servers import wait_until

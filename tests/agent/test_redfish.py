@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from joulegram.agent.config import AgentConfig
 from joulegram.agent.errors import BadSetting, SensorDenied, SensorFailed
-from joulegram.agent.sensors.background import Later
-from joulegram.agent.sensors.redfish import NodePower, RedfishPower, environment, meters, power
-from joulegram.agent.sensors.redfish_client import Access, RedfishClient
+from joulegram.agent.sensors.bmc.background import Later
+from joulegram.agent.sensors.bmc.redfish import NodePower, RedfishPower, environment, meters, power
+from joulegram.agent.sensors.bmc.redfish_client import Access, RedfishClient
 from tests.agent.played import Clock
 from tests.certificates import Authority
 from tests.redfish_server import (

@@ -15,7 +15,7 @@ CORPUS = sorted((Path(__file__).parent / "corpus").glob("*"))
 
 
 @settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.binary(max_size=2_000))
 def test_no_file_stops_the_loop_or_breaks_conservation(tmp_path, data):

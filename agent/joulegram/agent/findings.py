@@ -16,8 +16,8 @@ from joulegram.agent.floors import LEARN_MS, Floors
 from joulegram.agent.machine import Kind, Machine, chosen, read
 from joulegram.agent.owners.owners import Owners
 from joulegram.agent.procfs import Processes, cpu_times
-from joulegram.agent.sensors import drm
-from joulegram.agent.sensors.model import LoadModel
+from joulegram.agent.sensors.drm import cards
+from joulegram.agent.sensors.load.model import LoadModel
 from joulegram.agent.textfile import Torn
 
 WORKS, MISSING, DENIED, FAILS, MODELLED = "works", "missing", "denied", "fails", "modelled"
@@ -147,7 +147,7 @@ def _unmetered(sysfs: Path, found: Sequence[tuple[Kind, list[AnySensor]]]) -> It
         if hasattr(sensor, "names")
         for name in sensor.names()
     }
-    reasons = dict(drm.unmetered(sysfs))
+    reasons = dict(cards.unmetered(sysfs))
     for card in sorted((sysfs / "class/drm").glob("card[0-9]*")):
         if "-" in card.name or not (card / "device/vendor").exists():
             continue

@@ -14,11 +14,13 @@ from joulegram.agent.clock import Clock
 from joulegram.agent.config import AgentConfig
 from joulegram.agent.energy import AnySensor
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.sensors import cray, drm, hwmon, ipmi
-from joulegram.agent.sensors.drm_clients import Clients
-from joulegram.agent.sensors.ipmi import Dcmi, IpmiPower
-from joulegram.agent.sensors.model import LoadModel
-from joulegram.agent.sensors.nvidia import NvidiaGpus
+from joulegram.agent.sensors import cray, hwmon
+from joulegram.agent.sensors.bmc import ipmi
+from joulegram.agent.sensors.bmc.ipmi import Dcmi, IpmiPower
+from joulegram.agent.sensors.drm import cards
+from joulegram.agent.sensors.drm.clients import Clients
+from joulegram.agent.sensors.load.model import LoadModel
+from joulegram.agent.sensors.nvidia.gpus import NvidiaGpus
 from joulegram.agent.sensors.powercap import RaplZone
 from joulegram.agent.sensors.sensor import PowerSensor, Sensor
 from joulegram.agent.textfile import Torn, as_line, read_whole
@@ -64,7 +66,7 @@ class Machine:
             Kind("NVIDIA GPU", nvidia.find, lambda: (nvidia.why_none(), "")),
             Kind(
                 "AMD or Intel GPU",
-                lambda: drm.find(sysfs, config.procfs, clock, clients),
+                lambda: cards.find(sysfs, config.procfs, clock, clients),
                 lambda: (f"no card of theirs in {sysfs}/class/drm that is its own device", ""),
             ),
         ]
@@ -137,8 +139,8 @@ def _slow(config: AgentConfig, clock: Clock) -> Iterator[tuple[str, Slow]]:
     """Management controllers that are to be asked, best first."""
     if config.redfish_url:
         # Imported here: who asks no controller does not pay for an HTTP client.
-        from joulegram.agent.sensors.redfish import RedfishPower
-        from joulegram.agent.sensors.redfish_client import Access
+        from joulegram.agent.sensors.bmc.redfish import RedfishPower
+        from joulegram.agent.sensors.bmc.redfish_client import Access
 
         access = Access(
             config.redfish_url,

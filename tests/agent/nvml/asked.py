@@ -16,7 +16,7 @@ from typing import Any
 
 from joulegram.agent.errors import AgentError
 from joulegram.agent.sensors.gpu import GpuLook, GpuOpen, GpuUse
-from joulegram.agent.sensors.nvidia import CountingNvidia, NvidiaGpu, NvidiaGpus
+from joulegram.agent.sensors.nvidia.gpus import CountingNvidia, NvidiaGpu, NvidiaGpus
 from tests.agent.nvml.library import environment, play
 from tests.agent.played import START_NS, Clock
 

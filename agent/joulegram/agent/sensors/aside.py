@@ -38,12 +38,12 @@ class Aside:
     def ask(self, what: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
         """What `what` returns or raises; it runs in the other thread.
 
-        An answer that comes late is thrown away. Until it has come nothing else is asked.
+        An answer that comes late is thrown away, what the question did is not. Until it has
+        come nothing else is asked.
 
         Raises: SensorFailed when there is no answer in time.
         """
-        if self._last is not None and not self._last.done():
-            raise self._late()
+        self.settled()
         answer: Future[T] = Future()
         self._last, self._since_s = answer, time.monotonic()
         if not self._started:
@@ -56,6 +56,11 @@ class Aside:
             if answer.done():
                 raise  # the question's own
             raise self._late() from None
+
+    def settled(self) -> None:
+        """Raises: SensorFailed while an earlier question has no answer."""
+        if self._last is not None and not self._last.done():
+            raise self._late()
 
     def _late(self) -> SensorFailed:
         for_s = time.monotonic() - self._since_s

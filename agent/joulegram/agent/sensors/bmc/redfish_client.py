@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 import httpx
 
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.sensors.background import LONGEST_WAIT_S, Later
+from joulegram.agent.sensors.bmc.background import LONGEST_WAIT_S, Later
 
 WITHIN_S = 20.0  # of one answer; slow controllers take several seconds
 MAX_BYTES = 1_000_000

@@ -15,10 +15,10 @@ from typing import TypeVar
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorFailed
 from joulegram.agent.sensors.gpu import GpuLook, GpuOpen, GpuUse
-from joulegram.agent.sensors.mig import Activity, Instance
-from joulegram.agent.sensors.nvidia_processes import NO_INSTANCE, Ask, opened, sm_samples
-from joulegram.agent.sensors.nvml import Board
-from joulegram.agent.sensors.sm_use import SmUse
+from joulegram.agent.sensors.nvidia.mig import Activity, Instance
+from joulegram.agent.sensors.nvidia.nvml import Board
+from joulegram.agent.sensors.nvidia.processes import NO_INSTANCE, Ask, opened, sm_samples
+from joulegram.agent.sensors.nvidia.sm_use import SmUse
 
 log = logging.getLogger(__name__)
 

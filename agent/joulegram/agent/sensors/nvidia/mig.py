@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.sensors.nvml import SUCCESS, Board, NotTold, Nvml
+from joulegram.agent.sensors.nvidia.nvml import SUCCESS, Board, NotTold, Nvml
 
 log = logging.getLogger(__name__)
 

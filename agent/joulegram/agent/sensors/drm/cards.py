@@ -29,12 +29,12 @@ from typing import TypeAlias
 
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.sensors import kfd
-from joulegram.agent.sensors.drm_clients import Clients
-from joulegram.agent.sensors.fdinfo import ADDRESS
+from joulegram.agent.sensors.aside import Aside
+from joulegram.agent.sensors.drm import kfd
+from joulegram.agent.sensors.drm.clients import Clients
+from joulegram.agent.sensors.drm.fdinfo import ADDRESS
 from joulegram.agent.sensors.gpu import GpuLook, GpuOpen, GpuUse
 from joulegram.agent.sensors.hwmon import line, optional, read_micro
-from joulegram.agent.sensors.in_time import InTime
 from joulegram.agent.sensors.sensor import Sample
 
 AMD, INTEL = "0x1002", "0x8086"
@@ -46,6 +46,7 @@ ENERGIES = ("card", "", "pkg")  # labels, best first
 POWERS = ("power1_average", "power1_input")
 LIMITS = ("power1_cap_max", "power1_rated_max", "power1_max")
 MAX_UW = 10_000_000_000  # no card draws 10 kW
+WITHIN_S = 0.2  # of a tick, for who computes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class CardUsers:
     clock: Clock
     index: int | None  # None: another maker's GPU may have the same number
     _looked_ns: int | None = field(default=None, init=False)
-    _in_time: InTime = field(default_factory=lambda: InTime("ROCm's processes"), init=False)
+    _aside: Aside = field(default_factory=lambda: Aside("KFD"), init=False)
 
     def names(self) -> Mapping[str, float]:
         card = self.card
@@ -97,7 +98,7 @@ class CardUsers:
         """Raises: OSError when procfs cannot be listed, SensorFailed while a driver hangs."""
         computing: Mapping[int, kfd.Compute] = {}
         if self.card.nodes:
-            computing = self._in_time(lambda: _computing(self.sysfs, self.card.nodes))
+            computing = self._aside.ask(lambda: _computing(self.sysfs, self.card.nodes), WITHIN_S)
         users = self.clients.users(self.card.address)
         now_ns = self.clock.mono_ns()
         elapsed_ns = now_ns - self._looked_ns if self._looked_ns is not None else 0

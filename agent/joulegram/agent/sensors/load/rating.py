@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from joulegram.agent.sensors.cpuinfo import CpuInfo
+from joulegram.agent.sensors.load.cpuinfo import CpuInfo
 from joulegram.agent.textfile import printable
 
 TABLE = Path(__file__).with_name("cpu_tdp.csv")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.sensors.nvml import EMPTY, FUNCTION_NOT_FOUND, NotTold
-from joulegram.agent.sensors.sm_use import SmSample
+from joulegram.agent.sensors.nvidia.nvml import EMPTY, FUNCTION_NOT_FOUND, NotTold
+from joulegram.agent.sensors.nvidia.sm_use import SmSample
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ Source https://docs.nvidia.com/deploy/nvml-api/ nvmlAccountingStats_t
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from joulegram.agent.sensors.nvml import Board
+from joulegram.agent.sensors.nvidia.nvml import Board
 
 NS_PER_MS = 1_000_000
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from joulegram.agent.sensors.mig import Instance
-from joulegram.agent.sensors.nvml import Board
+from joulegram.agent.sensors.nvidia.mig import Instance
+from joulegram.agent.sensors.nvidia.nvml import Board
 
 
 def names_of(board: Board, parts: Sequence[Instance]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.sensors.background import Background
+from joulegram.agent.sensors.bmc.background import Background
 from joulegram.agent.sensors.sensor import Sample
 
 PROGRAMS = (

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorFailed
 from joulegram.agent.sensors.gpu import GpuLook, GpuOpen, GpuUse
-from joulegram.agent.sensors.gpu_accounting import Accounting
-from joulegram.agent.sensors.mig import instances
-from joulegram.agent.sensors.mig_users import MigUsers
-from joulegram.agent.sensors.nvidia_names import names_of
-from joulegram.agent.sensors.nvidia_processes import opened, sm_samples
-from joulegram.agent.sensors.nvml import Board
-from joulegram.agent.sensors.sm_use import SmUse
+from joulegram.agent.sensors.nvidia.accounting import Accounting
+from joulegram.agent.sensors.nvidia.mig import instances
+from joulegram.agent.sensors.nvidia.mig_users import MigUsers
+from joulegram.agent.sensors.nvidia.names import names_of
+from joulegram.agent.sensors.nvidia.nvml import Board
+from joulegram.agent.sensors.nvidia.processes import opened, sm_samples
+from joulegram.agent.sensors.nvidia.sm_use import SmUse
 
 # How often to ask what hardly ever changes: MIG mode and its instances, accounting mode, indexes.
 LAYOUT_EVERY_NS = 10_000_000_000

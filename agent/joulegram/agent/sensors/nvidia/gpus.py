@@ -18,8 +18,8 @@ from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.sensors.aside import PATIENCE_S, Aside
 from joulegram.agent.sensors.gpu import GpuLook
-from joulegram.agent.sensors.nvidia_users import Users
-from joulegram.agent.sensors.nvml import Board, NotTold, Nvml, handles
+from joulegram.agent.sensors.nvidia.nvml import Board, NotTold, Nvml, handles
+from joulegram.agent.sensors.nvidia.users import Users
 from joulegram.agent.sensors.sensor import Sample
 
 log = logging.getLogger(__name__)

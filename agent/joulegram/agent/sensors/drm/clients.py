@@ -25,8 +25,16 @@ from itertools import islice
 from pathlib import Path
 
 from joulegram.agent.clock import Clock
-from joulegram.agent.sensors.fdinfo import GONE, Account, Engine, Key, descriptors, read, used_ns
-from joulegram.agent.sensors.in_time import InTime
+from joulegram.agent.sensors.aside import Aside
+from joulegram.agent.sensors.drm.fdinfo import (
+    GONE,
+    Account,
+    Engine,
+    Key,
+    descriptors,
+    read,
+    used_ns,
+)
 
 DESCRIPTORS_PER_LOOK = 512
 FIRST_LOOK = 32  # times as much: jobs that run when the agent starts
@@ -38,6 +46,7 @@ REVISIT_NS = 5_000_000_000
 READS_PER_LOOK = 1_024
 CLIENTS_MAX = 4_096
 CLIENTS_PER_PROCESS = 128
+WITHIN_S = 0.2  # of a tick; a look that takes longer goes on without whoever asked
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +99,7 @@ class Clients:
         self._round: deque[int] = deque()
         self._rounds = 0
         self._visited_ns = 0
-        self._in_time = InTime("who uses GPUs (/proc/*/fdinfo)")
+        self._aside = Aside("/proc/*/fdinfo of who uses GPUs")
         self.left_out = 0  # clients beyond the bounds, and descriptors never reached
 
     def __len__(self) -> int:
@@ -105,11 +114,11 @@ class Clients:
 
         Raises: OSError when procfs cannot be listed, SensorFailed while a driver does not answer.
         """
-        self._in_time.settled()
+        self._aside.settled()
         self.want(address)
         gpu = self._gpus[address]
         if gpu.look == self._looks:
-            self._in_time(self._look)
+            self._aside.ask(self._look, WITHIN_S)
         gpu.look = self._looks
         used, gpu.used_ns = gpu.used_ns, {}
         opened = frozenset(

@@ -19,8 +19,8 @@ from typing import Any
 
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorFailed
-from joulegram.agent.sensors.background import Background, Later
-from joulegram.agent.sensors.redfish_client import ROOT, Access, NotThere, RedfishClient
+from joulegram.agent.sensors.bmc.background import Background, Later
+from joulegram.agent.sensors.bmc.redfish_client import ROOT, Access, NotThere, RedfishClient
 from joulegram.agent.sensors.sensor import Sample
 
 Get = Callable[[str], dict[str, Any]]
