@@ -114,6 +114,7 @@ class Usage:
         Returns: use per cgroup whose counter holds it.
         """
         charged: dict[str, int] = {}
+        run = self.identity.run
         for process in scan.met[met:]:
             self._place(process)
         for used in scan.changes[changes:]:
@@ -126,6 +127,8 @@ class Usage:
                 _add(charged, place.group, used_ns)
             if not used_ns:  # only its children did
                 continue
+            if run is not None and place.owner == run.owner:
+                run.charged_ns += used_ns
             key = used.process, place.owner, place.group
             for window, part, _ in timeline.spread(used_ns, used.since_ns, scan.at_ns):
                 _add(window.process_ns, key, part)
