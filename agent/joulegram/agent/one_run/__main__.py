@@ -104,7 +104,8 @@ def run(agent: AgentConfig, grid: Any, options: RunOptions, rest: Sequence[str])
             document |= {
                 "command": printable(Path(rest[0]).name),
                 "began": began.isoformat(timespec="milliseconds"),
-                "duration_s": round(ended_s - began_s, 3),
+                # Of ranks, the time from the first one's beginning to the last one's end.
+                "duration_s": round(ended_s - began_s, 3) if not rank else document["metered_s"],
                 "exit_status": ended.status,
                 "ended_how": _how(ended),
                 "of_ranks": rank.size if rank else 0,
@@ -114,8 +115,8 @@ def run(agent: AgentConfig, grid: Any, options: RunOptions, rest: Sequence[str])
             _finish(document, grid, options, rank)
     except KeyboardInterrupt:
         _say("interrupted before the result was there")
-    except (Lost, OSError) as failed:
-        _say(f"no result: {failed}")
+    except Lost as lost:
+        _say(f"no result, the meter does not answer: {lost}")
     return ended.status
 
 

@@ -82,7 +82,7 @@ def say(way: socket.socket, message: dict[str, Any]) -> None:
     try:
         way.send(json.dumps(message).encode())
     except OSError as gone:
-        raise Lost(str(gone)) from gone
+        raise Lost(f"the other end is gone ({gone.strerror})") from gone
 
 
 def hear(way: socket.socket, within_s: float | None = ANSWER_WITHIN_S) -> dict[str, Any]:
@@ -93,13 +93,13 @@ def hear(way: socket.socket, within_s: float | None = ANSWER_WITHIN_S) -> dict[s
     except TimeoutError as late:
         raise Lost(f"no answer within {within_s:g} s") from late
     except OSError as gone:
-        raise Lost(str(gone)) from gone
+        raise Lost(f"the other end is gone ({gone.strerror})") from gone
     try:
         message = json.loads(raw) if raw else None
     except ValueError:
         message = None
     if not isinstance(message, dict):
-        raise Lost("it ended")
+        raise Lost("the other end is gone")
     return message
 
 

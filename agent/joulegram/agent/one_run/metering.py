@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from joulegram.agent import findings
@@ -29,8 +30,9 @@ from joulegram.agent.owners.batch import Batch
 from joulegram.agent.owners.owners import Owners
 from joulegram.agent.workloads import Owner
 
-# A run may be short: many small windows.
-TICK_S, WINDOW_S = 0.5, 1.0
+# A run may be short: many small windows. NVIDIA's samples of use may come once a second only.
+TICK_S, WINDOW_S, NVIDIA_WINDOW_S = 0.5, 1.0, 2.0
+NVIDIA = Path("/dev/nvidiactl")
 POLL_S, READY_POLL_S = 0.5, 0.02
 STOPS_WITHIN_S = 8.0
 PARTIES_MAX = 4_096
@@ -84,8 +86,9 @@ class Metering:
     @classmethod
     def begin(cls, config: AgentConfig) -> "Metering":
         """Everything but the thread."""
+        window_s = NVIDIA_WINDOW_S if NVIDIA.exists() else WINDOW_S
         config = replace(
-            config, tick_s=TICK_S, window_s=WINDOW_S, slurm="off", docker_socket="", kubelet_url=""
+            config, tick_s=TICK_S, window_s=window_s, slurm="off", docker_socket="", kubelet_url=""
         )
         owner = Owner(KIND, f"{int(time.time())}-{os.getppid()}")
         lineage = Lineage(config.procfs, owner, os.getpid())
@@ -94,7 +97,7 @@ class Metering:
         owners.meets.clear()
         floors = Floors(config.state.expanduser() / "floors.json", config.node)
         floors.load()
-        clock = RunClock(round(WINDOW_S * 1000))
+        clock = RunClock(round(window_s * 1000))
         meter = Meter(config, clock, floors=floors, owners=owners, run=lineage)
         return cls(config, clock, lineage, Tally(owner), meter)
 
@@ -226,10 +229,14 @@ class _Table:
     def _welcome(self, way: socket.socket, party: Party, message: dict[str, Any]) -> None:
         rank = message.get("rank")
         others = [p.rank for w, p in self._parties.items() if w is not way]
-        taken = rank is not None and rank in others
-        if taken or not self._metering.lineage.add(party.pid):
+        why = ""
+        if rank is not None and rank in others:
+            why = f"rank {rank} is metered already"
+        elif not self._metering.lineage.add(party.pid):
+            why = f"pid {party.pid} is not in {self._metering.config.procfs}"
+        if why:
             with contextlib.suppress(Lost):
-                meeting.say(way, {"refused": f"rank {rank} is metered already"})
+                meeting.say(way, {"refused": why})
             self._leave(way)
             return
         party.rank, party.waits = rank, True

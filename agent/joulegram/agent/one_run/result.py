@@ -103,8 +103,9 @@ def plain(number: float, digits: int = 3) -> str:
     """A number in plain decimals with so many that matter: 0.000123, 1230."""
     if not number or not math.isfinite(number):
         return "0" if not number else str(number)
-    places = max(0, digits - 1 - math.floor(math.log10(abs(number))))
-    return f"{number:.{places}f}"
+    rounded = float(f"{number:.{digits}g}")
+    places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:.{places}f}"
 
 
 def _devices(tally: Tally, elapsed_ms: float) -> list[dict[str, Any]]:
@@ -200,7 +201,7 @@ def _remarks(
             )
     if left:
         found.append(
-            f"Of its processes {left} still ran at the end; what they use from then on is not metered."
+            f"Of its processes {left} still ran at the end; what they use later is not metered."
         )
     if any(device.clamped for device in tally.devices.values()):
         found.append(
