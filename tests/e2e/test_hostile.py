@@ -1,0 +1,227 @@
+"""What unprivileged neighbours may do to the shipped agent on a real kernel, and what it spends.
+
+Every attack runs beside a bystander in a service of its own, whose joules must stay right, and
+the agent's CPU time under it has a bound, in CPUs, far above what was measured (in brackets, on
+2 CPUs) and far below what an agent without bounds would take.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.agent.played import Machine
+from tests.e2e.test_agent_program import fed
+
+TICK_S = 0.5
+FRAMES = 4
+ENTER = """
+import ctypes, os, sys, time
+from pathlib import Path
+Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+"""
+BYSTANDER = """
+while True:
+    until = time.process_time() + 0.02
+    while time.process_time() < until: pass
+    time.sleep(0.05)
+"""
+NOBODY = "os.setgroups([])\nos.setgid(65534)\nos.setuid(65534)\n"
+# No interpreter between forks: thousands a second, so that pids come round.
+STORM = """
+libc = ctypes.CDLL(None)
+while True:
+    if libc.fork() == 0:
+        libc._exit(0)
+    libc.waitpid(-1, None, 0)
+"""
+LINGERING = """
+libc = ctypes.CDLL(None)
+for _ in range(3000):
+    if libc.fork() == 0:
+        libc.sleep(3600)
+        libc._exit(0)
+time.sleep(3600)
+"""
+FLICKER = """
+top = Path(sys.argv[1])
+while True:
+    made = [top / f"g{n}\\udcff" for n in range(300)]
+    for group in made:
+        group.mkdir()
+    for group in made:
+        group.rmdir()
+"""
+THREADS = """
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+static void *rest(void *nothing) { for (;;) pause(); return nothing; }
+int main(int argc, char **argv) {
+    pthread_attr_t small;
+    pthread_t thread;
+    int made = 0;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 16384);
+    while (argc > 1 && made < atoi(argv[1]) && !pthread_create(&thread, &small, rest, 0)) made++;
+    if (write(1, "ready\\n", 6) != 6) return 1;
+    for (;;) { volatile int n; for (n = 0; n < 1000000; n++); usleep(20000); }
+}
+"""
+
+
+@pytest.fixture
+def site(tmp_path, cgroup2):
+    """(cgroup tree, make a group, start a program in one)"""
+    folder, make = cgroup2
+    programs = []
+
+    def start(code, group, *arguments, **more):
+        argv = [sys.executable, "-c", ENTER + code, str(group), *arguments]
+        programs.append(subprocess.Popen(argv, start_new_session=True, **more))
+        return programs[-1]
+
+    try:
+        yield folder, make, start
+    finally:
+        for program in programs:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, 9)
+            program.wait()
+
+
+def metered(tmp_path, folder, *flags, before=()):
+    """Frames of a shipped agent, and how many CPUs it used once it had begun."""
+    machine = Machine(tmp_path / "tree")
+    machine.zone("intel-rapl:0", "package-0", watts=50)
+    command = [*before, sys.executable, "-m", "joulegram.cli.main", "agent", "--print"]
+    command += [f"--frames={FRAMES}", f"--tick={TICK_S}", "--window=1", "--node=n"]
+    command += ["--fold-cores=0", f"--sysfs={machine.root}/sys", f"--cgroupfs={folder}", *flags]
+    with fed(machine), subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        lines = [program.stdout.readline()]
+        clock = (~program.pid << 3) | 2  # CPU time of a process, clock_getcpuclockid(3)
+        cpu_ns, began_ns = time.clock_gettime_ns(clock), time.monotonic_ns()
+        # The last frame comes as it ends.
+        lines += [program.stdout.readline() for _ in range(FRAMES - 2)]
+        spent = (time.clock_gettime_ns(clock) - cpu_ns) / (time.monotonic_ns() - began_ns)
+        lines += program.stdout.readlines()
+        assert program.wait(30) == 0
+    print(f"the agent used {spent:.3f} CPUs")
+    return [json.loads(line) for line in lines], spent
+
+
+def used_s(frames, identity, **row):
+    return sum(
+        r["cpu_ns"] / 1e9
+        for f in frames
+        for r in f["rows"]
+        if f["workloads"][r["workload"]]["id"] == identity
+        and all(r[name] == value for name, value in row.items())
+    )
+
+
+def check_bystander(frames):
+    """It burned all the time; its joules are there in every frame, and no more than it can have."""
+    for frame in frames:
+        assert 0.02 < used_s([frame], "bystander.service") < 1.2
+        assert sum(r["cpu_ns"] for r in frame["rows"]) / 1e9 < 1.5 * os.cpu_count() + 1
+        drawn = sum(d["energy_uj"] for d in frame["devices"])
+        assert drawn == sum(r[f"{c}_uj"] for r in frame["rows"] for c in ("cpu", "dram", "other"))
+
+
+def test_a_fork_storm_with_pids_that_come_round(tmp_path, site):
+    """And 3,000 processes that stay. (0.05 CPUs)"""
+    folder, make, start = site
+    start(BYSTANDER, make("/system.slice/bystander.service"))
+    storm = make("/system.slice/storm.service")
+    start(STORM, storm)
+    start(LINGERING, storm)
+    frames, spent = metered(tmp_path, folder)
+    check_bystander(frames)
+    assert used_s(frames, "storm.service") > 0.5
+    assert spent < 0.5
+
+
+def test_tens_of_thousands_of_threads(tmp_path, site):
+    """50,000 where this machine has the pids for them. (0.02 CPUs)"""
+    if (cc := shutil.which("cc")) is None:
+        pytest.skip("no C compiler to make a program of many threads with")
+    folder, make, start = site
+    start(BYSTANDER, make("/system.slice/bystander.service"))
+    (tmp_path / "threads.c").write_text(THREADS)
+    subprocess.run([cc, "-pthread", "-o", tmp_path / "t", tmp_path / "threads.c"], check=True)
+    # Others need pids meanwhile.
+    pids = int(Path("/proc/sys/kernel/pid_max").read_text()) // 2
+    threads = make("/system.slice/threads.service")
+    code = f"os.execv({str(tmp_path / 't')!r}, ['t', sys.argv[2]])"
+    program = start(code, threads, str(min(50_000, pids)), stdout=subprocess.PIPE)
+    assert program.stdout.readline() == b"ready\n"
+    frames, spent = metered(tmp_path, folder)
+    check_bystander(frames)
+    assert used_s(frames, "threads.service", pid=program.pid) > 0.01
+    assert spent < 0.3
+
+
+def test_cgroups_made_and_removed_at_speed(tmp_path, site):
+    """Thousands a second, their names not UTF-8. (0.1 CPUs)"""
+    folder, make, start = site
+    start(BYSTANDER, make("/system.slice/bystander.service"))
+    flicker = make("/user.slice/user-1000.slice/user@1000.service")
+    program = start(FLICKER, flicker)
+    try:
+        frames, spent = metered(tmp_path, folder)
+    finally:
+        program.kill()
+        program.wait()
+        for group in flicker.iterdir():
+            if group.is_dir():
+                group.rmdir()
+    check_bystander(frames)
+    assert used_s(frames, "1000") > 0.5
+    assert spent < 0.5
+
+
+def test_names_that_imitate_the_kernels_format_and_two_megabytes_of_arguments(tmp_path, site):
+    """(0.01 CPUs)"""
+    folder, make, start = site
+    start(BYSTANDER, make("/system.slice/bystander.service"))
+    mimic = make("/system.slice/mimic.service")
+    name = b") R 1 (\xff\n"
+    start(f"Path('/proc/self/comm').write_bytes({name!r})\n" + BYSTANDER, mimic)
+    # As much as execve takes: 2 MB, less what the environment needs.
+    start(BYSTANDER, make("/system.slice/long.service"), *["x" * 100_000] * 19)
+    frames, spent = metered(tmp_path, folder)
+    check_bystander(frames)
+    shown = {r["command"] for f in frames for r in f["rows"]}
+    assert ") R 1 (\\xff\n" in shown
+    assert used_s(frames, "mimic.service", command=") R 1 (\\xff\n") > 0.2
+    assert used_s(frames, "long.service") > 0.2
+    assert max(len(json.dumps(f)) for f in frames) < 200_000
+    assert spent < 0.3
+
+
+def test_processes_that_may_not_be_seen_count_in_their_cgroups(tmp_path, site):
+    """On a procfs that hides other users' processes, from an agent that has no right to them."""
+    folder, make, start = site
+    proc = tmp_path / "proc"
+    proc.mkdir()
+    mount = ["mount", "-t", "proc", "-o", "hidepid=2", "proc", proc]
+    if shutil.which("setpriv") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("no setpriv, or this kernel does not let us hide processes")
+    try:
+        start(NOBODY + BYSTANDER, make("/system.slice/bystander.service"))
+        # Still root by uid, for the interpreter may lie where only root reads.
+        drop = ["setpriv", "--regid=1", "--clear-groups", "--bounding-set=-sys_ptrace"]
+        frames, spent = metered(tmp_path, folder, f"--procfs={proc}", before=drop)
+    finally:
+        subprocess.run(["umount", "--lazy", proc], check=True)
+    check_bystander(frames)
+    assert used_s(frames, "bystander.service", pid=0) == used_s(frames, "bystander.service")
+    assert spent < 0.3
