@@ -1,5 +1,6 @@
 """A machine made of files, played in virtual time: sysfs, procfs and cgroupfs under one folder."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -294,10 +295,11 @@ class Machine:
         meter = Meter(
             settings, clock, find=find, floors=floors, owners=owners, kernels=self.kernels
         )
-        for frame in meter.frames(threading.Event()):
-            found.append(frame)
-            if len(found) == frames:
-                break
+        with contextlib.closing(meter):
+            for frame in meter.frames(threading.Event()):
+                found.append(frame)
+                if len(found) == frames:
+                    break
         return found
 
 

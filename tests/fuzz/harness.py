@@ -18,6 +18,7 @@ from tests.fuzz.tree import tree
 FRAMES = 3
 SPOILT_PER_TICK = 3
 LONGEST = 512
+FRESHNESS = "sys/cray/pm_counters/freshness"
 
 
 class Script:
@@ -49,10 +50,10 @@ def play(root: Path, data: bytes) -> list[Frame]:
     script = Script(data)
     machine = tree(root, version=1 + script.number(2))
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    clock = Spoiling(files, script)
+    clock = Spoiling(files, script, root / FRESHNESS)
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
     try:
-        frames = machine.play(FRAMES, clock=clock)
+        frames = machine.play(FRAMES, clock=clock, tick_s=1.0)
     finally:
         # A meter ends with its process; thousands of them in one keep too many files.
         for name in set(os.listdir("/proc/self/fd")) - before:  # noqa: PTH208
@@ -68,15 +69,16 @@ def play(root: Path, data: bytes) -> list[Frame]:
 class Spoiling(Clock):
     """After time has passed, and before the agent reads, files are spoilt."""
 
-    def __init__(self, files: list[Path], script: Script) -> None:
+    def __init__(self, files: list[Path], script: Script, freshness: Path) -> None:
         super().__init__()
-        self.files, self.script = files, script
+        self.files, self.script, self.freshness = files, script, freshness
 
     def wait(self, stop: threading.Event, for_s: float) -> bool:
         for path in self.files:  # the machine writes files, it does not remove folders
             if path.is_dir():
                 path.rmdir()
         stopped = super().wait(stop, for_s)
+        self.freshness.write_text(f"{self.wall}\n")
         spoil(self.files, self.script)
         return stopped
 

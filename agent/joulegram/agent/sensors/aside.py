@@ -6,11 +6,12 @@ missing; everything else is metered on time.
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from joulegram.agent.errors import SensorFailed
 
@@ -19,18 +20,19 @@ T = TypeVar("T")
 PATIENCE_S = 0.5  # of a tick; a healthy driver answers within milliseconds
 
 
-@dataclass(slots=True)
+Question: TypeAlias = tuple[Future[Any], Callable[[], Any]] | None
+
+
+@dataclass(slots=True, weakref_slot=True)
 class Aside:
-    """One thread, one question at a time.
+    """One thread, one question at a time. The thread ends with whoever asks.
 
     Args:
         who: named in errors, and in the list of threads.
     """
 
     who: str
-    _asked: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = field(
-        default_factory=SimpleQueue, init=False
-    )
+    _asked: SimpleQueue[Question] = field(default_factory=SimpleQueue, init=False)
     _last: Future[Any] | None = field(default=None, init=False)
     _since_s: float = field(default=0.0, init=False)
     _started: bool = field(default=False, init=False)
@@ -48,7 +50,8 @@ class Aside:
         self._last, self._since_s = answer, time.monotonic()
         if not self._started:
             self._started = True
-            threading.Thread(target=self._work, name=self.who, daemon=True).start()
+            threading.Thread(target=_work, args=[self._asked], name=self.who, daemon=True).start()
+            weakref.finalize(self, self._asked.put, None)
         self._asked.put((answer, what))
         try:
             return answer.result(patience_s)
@@ -68,10 +71,13 @@ class Aside:
             f"{self.who} has not answered for {for_s:.1f} s; its driver hangs: see dmesg"
         )
 
-    def _work(self) -> None:
-        while True:
-            answer, what = self._asked.get()
-            try:
-                answer.set_result(what())
-            except BaseException as exc:
-                answer.set_exception(exc)
+
+def _work(asked: SimpleQueue[Question]) -> None:
+    while (question := asked.get()) is not None:
+        answer, what = question
+        try:
+            answer.set_result(what())
+        except BaseException as exc:
+            answer.set_exception(exc)
+        # Else it would hold whoever asked until the next question comes.
+        del question, answer, what
