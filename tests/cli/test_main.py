@@ -40,7 +40,7 @@ def test_help_is_quick() -> None:
     assert float(done.stderr) < 0.2
 
 
-@pytest.mark.parametrize("command", ["agent", "check", "collector", "config", "up"])
+@pytest.mark.parametrize("command", ["agent", "check", "collector", "config", "run", "up"])
 def test_every_part_explains_its_flags(command: str) -> None:
     done = said(command, "--help")
     assert done.returncode == 0, done.stderr
@@ -57,6 +57,8 @@ def test_every_part_explains_its_flags(command: str) -> None:
         (["agent", "--zone", "GB"], "agent: --zone is a flag of [grid]"),
         (["agent", "extra"], "agent: extra is no flag"),
         (["agent", "--node", b"n\xff"], r"--node n\xff: is not UTF-8"),
+        (["run", "--zone", "GB", "true"], "run: write `joulegram run [FLAGS] -- COMMAND"),
+        (["run", "--collector", "x", "--", "true"], "run: --collector is a flag of [agent]"),
         (["report", "--sinc", "1h"], "report: no flag --sinc; did you mean --since?"),
         (["top", "--rows", "0"], "0: a whole number from 1 to 200"),
         # What only the part can judge is refused before any part runs.

@@ -144,8 +144,8 @@ def test_what_nobody_may_execute_is_126(tmp_path):
 def test_streams_are_the_commands_own(tmp_path):
     done, _ = ran(None, tmp_path, "cat", input="through\n")
     assert done.stdout == "through\n"
-    done, _ = ran(None, tmp_path, "true", flags=["--quiet"])
-    assert (done.stdout, done.stderr) == ("", "")
+    done, _ = ran(None, tmp_path, "echo", "--zone", "--", "-h", flags=["--quiet"])
+    assert (done.stdout, done.stderr) == ("--zone -- -h\n", "")
 
 
 def test_a_signal_reaches_the_command_and_its_status_comes_back(tmp_path):

@@ -1,5 +1,6 @@
 """The shipped table answers for every zone and every time, and never guesses a zone."""
 
+from datetime import UTC, datetime
 from itertools import pairwise
 
 import pytest
@@ -65,3 +66,13 @@ def test_it_is_stored_once_and_again_when_it_says_something_new(site: Place) -> 
     assert [row.g_per_kwh for row in newest] == [150.0]
     before = table.read(site.ledger, "GB", 1_800_000_000, 1_800_000_300, 2999)
     assert [row.g_per_kwh for row in before] == [176.0]
+
+
+@pytest.mark.parametrize("year", [1990, 2021, 2023, 2025, 2040])
+@pytest.mark.parametrize("zone", ["GB", "FR", "WORLD"])
+def test_whoever_has_no_ledger_gets_the_same_number(zone: str, year: int) -> None:
+    at_s = datetime(year, 6, 1, tzinfo=UTC).timestamp()
+    (row,) = (r for r in yearly.rows(zone, 0) if r.valid_from_s <= at_s < r.valid_to_s)
+    value = zones.value_in(zone, year)
+    assert (value.g_per_kwh, value.basis) == (row.g_per_kwh, row.basis)
+    assert value.name and value.credit
