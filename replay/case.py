@@ -1,12 +1,12 @@
 """What a case is, what it found, and what makes that right."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 STEP_S = 0.05
 STALE_MAX_S = 0.2  # what was played with older files, or read later, is played again
-TORN_MAX_S = 0.001  # no longer than a reader tries
+TORN_MAX_S = 0.0015  # no longer than a reader tries
 
 
 class Late(Exception):
@@ -47,11 +47,14 @@ class Stage:
     Args:
         folder: new, its own.
         patient: whether to raise Late; at the last attempt tolerances grow instead.
+        tears: whether files are torn now and then. Only at the first attempt: where that takes
+            longer than a reader tries, the machine is too busy for it.
     """
 
     folder: Path
     step_s: float = STEP_S
     patient: bool = True
+    tears: bool = True
 
     def judge(self, stale_s: float, late_s: float, torn_s: float) -> None:
         """Raises: Late."""
@@ -68,7 +71,7 @@ class Stage:
         """A place of its own within this one."""
         folder = self.folder / name
         folder.mkdir(parents=True)
-        return Stage(folder, self.step_s, self.patient)
+        return replace(self, folder=folder)
 
 
 @dataclass(frozen=True, slots=True)

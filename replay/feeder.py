@@ -29,7 +29,7 @@ class Feeder:
     def __init__(self, machine: Machine, stage: Stage) -> None:
         self.machine = machine
         self._step_s = stage.step_s
-        self._tears = stage.patient  # who will not play again takes no risk
+        self._tears = stage.tears
         self._events: list[tuple[float, int, Event]] = []
         self._count = itertools.count()
         self._lock = threading.Lock()

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TORN_S = 0.0001
+TEAR_SHARE = 0.1
 RAPL_RANGE_UJ = 262_143_328_850
 BOOT_ID = "5ab7f3a4-9f0e-4d58-8b1c-2f60c7a9d3e1"
 USER, KERNEL = 0x0040_0000, 0x0020_8040  # flags of a process, of a kernel thread
@@ -283,12 +284,14 @@ class Machine:
         """Rewrite what changed, in place, in random order.
 
         Args:
-            tear: let one of the files hold half of its value for a moment.
+            tear: let a file hold half of its value for a moment, one in ten times.
         Returns: how long that was, s.
         """
         files = [(path, content) for path, content in self._files() if self._differs(path, content)]
         self._random.shuffle(files)
-        torn = self._random.randrange(len(files)) if files and tear else -1
+        torn = -1
+        if files and tear and self._random.random() < TEAR_SHARE:
+            torn = self._random.randrange(len(files))
         torn_s = 0.0
         for n, (path, content) in enumerate(files):
             with contextlib.suppress(FileNotFoundError):  # of a folder that is gone by now
