@@ -113,7 +113,7 @@ def entry(name: str, cost: Cost, limit: float, what: str) -> dict[str, Any]:
     }
 
 
-def measure(*flags: str, ticks: int = TICKS, env: Mapping[str, str] | None = None) -> Cost:
+def measure(*flags: str, env: Mapping[str, str] | None = None) -> Cost:
     """A shipped agent and the floor beside it, on all processes there are now.
 
     Args:
@@ -121,16 +121,21 @@ def measure(*flags: str, ticks: int = TICKS, env: Mapping[str, str] | None = Non
     """
     with counters() as sysfs, sink() as address, agent(sysfs, address, *flags, env=env) as pid:
         time.sleep(WARM_UP_S)
-        raise_file_limit()
-        pids = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208
-        argv = [sys.executable, "-c", FLOOR, str(ticks), *map(str, pids)]
-        floor = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-        # Between two ticks, at both ends.
-        time.sleep(1.5 - time.time() % 1)
-        before_ns = cpu_ns(pid)
-        time.sleep(ticks)
-        ours_ns = (cpu_ns(pid) - before_ns) / ticks
-        said, _ = floor.communicate(timeout=60)
+        return beside_floor(pid)
+
+
+def beside_floor(pid: int, ticks: int = TICKS) -> Cost:
+    """What a running program spends in so many seconds, and the floor meanwhile."""
+    raise_file_limit()
+    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208
+    argv = [sys.executable, "-c", FLOOR, str(ticks), *map(str, pids)]
+    floor = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    # Between two ticks, at both ends.
+    time.sleep(1.5 - time.time() % 1)
+    before_ns = cpu_ns(pid)
+    time.sleep(ticks)
+    ours_ns = (cpu_ns(pid) - before_ns) / ticks
+    said, _ = floor.communicate(timeout=60)
     return Cost(ours_ns, float(said), len(pids))
 
 
