@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.agent.nvml.library import build, environment, play
 from tests.agent.played import Machine
 from tests.e2e.test_agent_program import fed
 from tests.servers import joulegram, wait_until
@@ -278,6 +279,41 @@ def test_a_meter_that_dies_costs_the_number_alone(tmp_path):
         said = running.stderr.read().decode()
         assert running.wait(30) == 6
     assert re.search(r"joulegram run: no result", said) and "Traceback" not in said
+
+
+# It opens the GPU, rests, and works: the trace says so.
+ON_A_GPU = """
+import os, sys, time
+def play(text):
+    with open(sys.argv[1] + ".new", "w") as draft: draft.write(open(sys.argv[1]).read() + text)
+    os.rename(draft.name, sys.argv[1])
+play(f"process compute {os.getpid()}\\n")
+time.sleep(2.5)
+play(f"busy {os.getpid()} 60 100\\n")
+time.sleep(2.5)
+"""
+
+
+def test_a_gpu_is_the_runs_from_when_it_opens_it(tmp_path):
+    library, trace = build(tmp_path / "lib"), tmp_path / "trace"
+    play(trace, f"gpu GPU-a\nenergy_mj 1000 {time.time_ns() // 1000} 200000\n")
+    done, result = ran(
+        None,
+        tmp_path,
+        *(sys.executable, "-c", ON_A_GPU, str(trace)),
+        flags=["--idle-w=gpu:GPU-a=80"],
+        env={**os.environ, **environment(library, trace)},
+    )
+    assert done.returncode == 0, done.stderr
+    (gpu,) = [device for device in result["devices"] if device["component"] == "gpu"]
+    assert gpu["name"] == "gpu:GPU-a" and gpu["coverage"] > 0.95
+    assert gpu["energy_uj"] == pytest.approx(200e6 * result["metered_s"], rel=0.1)
+    energy = result["energy_uj"]
+    assert energy["gpu"] == gpu["run_uj"] == pytest.approx(2.5 * 120e6, rel=0.4)
+    # Held and idle: all of it at first, then the floor.
+    assert energy["gpu_held_idle"] == pytest.approx((2.5 * 200 + 2.5 * 80) * 1e6, rel=0.3)
+    assert energy["gpu"] + energy["gpu_held_idle"] <= gpu["energy_uj"]
+    assert "gpu, idle" in done.stderr and "1 GPU" in done.stderr
 
 
 @pytest.mark.parametrize("broken", ["--procfs=/nonexistent", "--cgroupfs=/nonexistent"])

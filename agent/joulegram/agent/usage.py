@@ -81,15 +81,17 @@ class Usage:
                     _add(window.group_ns, change.parent, -part)
         plausible_ns = (elapsed_ns + PROCESS_SLACK_NS) * cpus
         run = self.identity.run
-        run_ns = run.used_ns() if run is not None else None
+        run_ns = run.used_ns(self.processes.get) if run is not None else None
         members = self._members
         due = members.due() if members is not None else None
         scan = self.processes.scan(now_ns, plausible_ns, forks, due)
         used_ns = self._charge(timeline, scan)
         if members is not None:
             seen = len(scan.met), len(scan.changes)
-            moved = [p for p in members.strangers(counted_ns, used_ns) if self._moved(p)]
-            self.processes.read([*moved, *members.sample()], scan, plausible_ns)
+            groups = members.unexplained(counted_ns, used_ns)
+            late = members.unread(groups)
+            late += [p for p in members.strangers(groups) if self._moved(p)]
+            self.processes.read([*late, *members.sample()], scan, plausible_ns)
             # What they used in earlier ticks went to their cgroup's remainder by then.
             left_ns = {group: ns - used_ns.get(group, 0) for group, ns in counted_ns.items()}
             self._charge(timeline, scan, *seen, left_ns)
@@ -144,9 +146,12 @@ class Usage:
         return place
 
     def _moved(self, process: Process) -> bool:
-        path = process.path
+        path, ran_at = process.path, process.ran_at
         self._place(process)
-        return process.path != path
+        if process.path != path:
+            return True
+        process.ran_at = ran_at
+        return False
 
     def close(self, window: Window) -> list[Use]:
         """Everybody's use of a window, in a fixed order; every use is > 0."""

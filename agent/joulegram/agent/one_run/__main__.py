@@ -117,6 +117,8 @@ def run(agent: AgentConfig, grid: Any, options: RunOptions, rest: Sequence[str])
         _say("interrupted before the result was there")
     except Lost as lost:
         _say(f"no result, the meter does not answer: {lost}")
+    except Exception as fault:  # a fault of ours must not become the command's
+        _say(f"no result: {type(fault).__name__}: {fault}. Please report this.")
     return ended.status
 
 
@@ -219,7 +221,8 @@ def _finish(
 
         from joulegram.agent.one_run.summary import show
 
-        show(document, Console(stderr=True, highlight=False))
+        with contextlib.suppress(OSError):  # nobody listens
+            show(document, Console(stderr=True, highlight=False))
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ processes used and waited for is all that the run ever used: a process's CPU tim
 waits for it. So children that came and went between two ticks are in it, each once.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,10 +52,15 @@ class Root:
 def stat_of(procfs: Path, pid: int) -> Stat | None:
     """None when it is gone."""
     try:
-        with (procfs / str(pid) / "stat").open("rb", buffering=0) as file:
-            raw = file.read(STAT_BYTES) or b""
+        file = os.open(f"{procfs}/{pid}/stat", os.O_RDONLY)
     except OSError:
         return None
+    try:
+        raw = os.read(file, STAT_BYTES)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
     fields = raw[raw.rfind(b")") + 1 :].split(None, 20)
     try:
         parent, start = int(fields[1]), int(fields[19])
@@ -129,16 +135,22 @@ class Lineage:
             self._strangers.update(path)
         return bool(verdict)
 
-    def used_ns(self) -> int | None:
+    def used_ns(self, find: Find | None = None) -> int | None:
         """CPU time of the run until now, and no more than that; None: too many to ask.
 
         Roots are read before processes and parents before their children: what moves up
         meanwhile is missed until the next time, and nothing is counted twice.
+
+        Args:
+            find: who was there at the last scan; others have ended and are not asked.
         """
+        if len(self._members) > READ_MAX and find is not None:
+            for pid, start in list(self._members):
+                found = find(pid)
+                if found is None or found.start_ticks != start:
+                    del self._members[pid, start]
         if len(self._members) > READ_MAX:
-            self._forget_ended()
-            if len(self._members) > READ_MAX:
-                return None
+            return None
         total = 0
         for root in list(self._roots.values()):
             root.waited_ns = self._waited_ns(root)
