@@ -4,8 +4,8 @@ A process whose cgroup's counter stood still has not run, and is not read. That 
 long as every process is known by the cgroup that counts it, and nobody tells when a process
 moves to another (a scheduler moves its children after the fork, so each job begins that way).
 So what a cgroup counted is held against what its processes say, and where they disagree by
-more than rounding, its own list of processes is read. The root and cgroups without a counter
-are always read.
+more than rounding, its own list of processes is read, and those of them that were long idle.
+The root and cgroups without a counter are always read.
 
 Reads  <cgroupfs>/**/cgroup.procs, through cgroups.py
 Format https://docs.kernel.org/admin-guide/cgroup-v2.html
@@ -19,6 +19,8 @@ from joulegram.agent.cgroups import Cgroups
 from joulegram.agent.procfs import TICK_NS, Process, Processes
 
 DISAGREE_NS = 3 * TICK_NS
+# Of a cgroup that counted, those are read at once that ran within so many ticks.
+LATELY = 10
 # Every process is read after so many ticks all the same: no surprise lasts longer.
 READ_ALL_WITHIN = 60
 
@@ -36,14 +38,17 @@ class Members:
         self._counted_by: dict[str, str | None] = {}  # path -> counting cgroup
         self._beyond_ns: defaultdict[str, int] = defaultdict(int)  # counted and nobody's, so far
         self._round: Iterator[Process] = iter(())
+        self._tick = 0
 
     def due(self) -> list[Process]:
         """Who can have run since the last tick, as far as the counters just read say."""
         if self._cgroups.reshaped:
             self._regroup()
+        self._tick += 1
+        since = self._tick - LATELY
         due = list(self._of(None))
         for group in self._cgroups.moved:
-            due.extend(self._of(group))
+            due += [process for process in self._of(group) if process.ran_at >= since]
         return due
 
     def sample(self) -> list[Process]:
@@ -55,7 +60,8 @@ class Members:
         return some
 
     def put(self, process: Process) -> None:
-        """Its `groups` were just read."""
+        """It came, ran or moved, and its `groups` were just read."""
+        process.ran_at = self._tick
         if process.groups is process.path_of or process.zombie:
             return
         path = self._cgroups.path_of(process.groups)
@@ -75,19 +81,31 @@ class Members:
         if not paths[path]:
             del paths[path], self._counted_by[path]
 
-    def strangers(self, counted_ns: Mapping[str, int], used_ns: Mapping[str, int]) -> set[Process]:
-        """Processes that may have moved: somebody used what the known ones did not, or the reverse.
+    def unexplained(self, counted_ns: Mapping[str, int], used_ns: Mapping[str, int]) -> list[str]:
+        """Cgroups of which somebody used what the processes read did not, or the reverse.
 
         Args:
             counted_ns: per cgroup, what its counter holds of this tick beyond its children's.
-            used_ns: per cgroup, what its known processes used in this tick.
+            used_ns: per cgroup, what its processes are known to have used in this tick.
         """
-        found: set[Process] = set()
+        found = []
         for group in {*counted_ns, *used_ns}:
             self._beyond_ns[group] += counted_ns.get(group, 0) - used_ns.get(group, 0)
             if abs(self._beyond_ns[group]) > DISAGREE_NS:
                 self._beyond_ns[group] = 0
-                found |= self._moved(self._of(group), self._cgroups.procs(group))
+                found.append(group)
+        return found
+
+    def unread(self, groups: Iterable[str]) -> list[Process]:
+        """Their processes that were long idle."""
+        since = self._tick - LATELY
+        return [p for group in groups for p in self._of(group) if p.ran_at < since]
+
+    def strangers(self, groups: Iterable[str]) -> set[Process]:
+        """Processes that may have moved into or out of these, or the root."""
+        found: set[Process] = set()
+        for group in groups:
+            found |= self._moved(self._of(group), self._cgroups.procs(group))
         # Nothing is held against the root; its list is read at every tick.
         if (pids := self._cgroups.root_procs()) is not None:
             found |= self._moved((p for p in self._of(None) if p.path == "/"), pids)

@@ -93,6 +93,7 @@ class Process:
     placed: int = 0  # times asked
     path: str | None = None  # members.py's: of its cgroup, by...
     path_of: bytes | None = None  # ...these `groups`
+    ran_at: int = 0  # members.py's: its tick in which this ran, moved or came
     zombie: bool = False  # it ended, all its threads too, and will not run again
     file: int = -1
     raw: bytes = b""
