@@ -23,7 +23,7 @@ import pytest
 
 from replay import table
 from replay.agent import Wrong, tail
-from replay.case import STEP_S, Case, Late, Stage, Verdict
+from replay.case import Case, Late, Stage, Verdict
 from replay.cases import CASES
 
 OUTPUT = Path(__file__).resolve().parent.parent / "build" / "replay.json"
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("wanted", nargs="*", metavar="NAME|NUMBER", help="some of the cases")
     parser.add_argument("--json", type=Path, default=OUTPUT)
     parser.add_argument("--jobs", type=int, default=JOBS, help="cases at a time")
-    parser.add_argument("--step", type=float, default=STEP_S, help="s between two writings")
+    parser.add_argument("--age", type=float, default=0.0, help="how old files may be, s")
     parser.add_argument("--keep", type=Path, help="a new folder for trees and logs")
     told = parser.parse_args(argv)
     cases = [case for case in CASES if _is_wanted(case, told.wanted)]
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         forks = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(max(1, told.jobs), forks) as pool:
             playing = {
-                case.number: pool.submit(_play, case, folder / str(case.number), told.step)
+                case.number: pool.submit(_play, case, folder / str(case.number), told.age)
                 for case in longest_first
             }
             verdicts = [_verdict(case, playing[case.number]) for case in cases]
@@ -87,10 +87,10 @@ def _verdict(case: Case, playing: "Future[Verdict]") -> Verdict:
         return Verdict(case, failure=f"who played it is gone: {gone}")
 
 
-def _play(case: Case, folder: Path, step_s: float) -> Verdict:
+def _play(case: Case, folder: Path, age_s: float) -> Verdict:
     verdict = Verdict(case, failure="not played")
     for attempt in range(1, ATTEMPTS + 1):
-        stage = Stage(folder / str(attempt), step_s, attempt < ATTEMPTS, tears=attempt == 1)
+        stage = Stage(folder / str(attempt), age_s, attempt < ATTEMPTS, tears=attempt == 1)
         stage.folder.mkdir(parents=True)
         try:
             verdict = Verdict(case, case.play(stage))

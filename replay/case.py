@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-STEP_S = 0.05
 STALE_MAX_S = 0.2  # what was played with older files, or read later, is played again
 TORN_MAX_S = 0.0015  # no longer than a reader tries
 
@@ -46,13 +45,14 @@ class Stage:
 
     Args:
         folder: new, its own.
+        age_s: files are rewritten at times of their own, up to so long apart.
         patient: whether to raise Late; at the last attempt tolerances grow instead.
         tears: whether files are torn now and then. Only at the first attempt: where that takes
             longer than a reader tries, the machine is too busy for it.
     """
 
     folder: Path
-    step_s: float = STEP_S
+    age_s: float = 0.0
     patient: bool = True
     tears: bool = True
 
@@ -60,7 +60,7 @@ class Stage:
         """Raises: Late."""
         if not self.patient:
             return
-        if stale_s > max(STALE_MAX_S, 2 * self.step_s):
+        if stale_s - self.age_s > STALE_MAX_S:
             raise Late(f"files were up to {stale_s:.2f} s old")
         if late_s > STALE_MAX_S:
             raise Late(f"the agent read them up to {late_s:.2f} s late")

@@ -19,6 +19,7 @@ from replay.tree import Machine
 
 Event = Callable[[], object]
 
+STEP_S = 0.05
 NEAR_S = 0.5  # a reading for a moment is made so near to it
 REMEMBERED = 20_000  # writings
 
@@ -28,7 +29,7 @@ class Feeder:
 
     def __init__(self, machine: Machine, stage: Stage) -> None:
         self.machine = machine
-        self._step_s = stage.step_s
+        self._age_s = stage.age_s
         self._tears = stage.tears
         self._events: list[tuple[float, int, Event]] = []
         self._count = itertools.count()
@@ -57,7 +58,7 @@ class Feeder:
             for as_of_s, until_s, _ in list(self._writings)
             if any(as_of_s - NEAR_S < moment_s < until_s + NEAR_S for moment_s in near)
         ]
-        return max(ages, default=0.0)
+        return max(ages, default=0.0) + self._age_s
 
     def torn_s(self, begin_s: float, end_s: float) -> float:
         """How long a file was torn at most, s, between two moments."""
@@ -91,7 +92,7 @@ class Feeder:
             self._failure = failure
 
     def _next_s(self) -> float:
-        due_s = self._began_s + self._step_s
+        due_s = self._began_s + STEP_S
         with self._lock:
             return min(due_s, self._events[0][0]) if self._events else due_s
 
@@ -102,7 +103,7 @@ class Feeder:
             happen()
             self._changes.append(moment_s)
         self._pass_to(now_s)
-        torn_s = self.machine.write(tear=self._tears)
+        torn_s = self.machine.write(age_s=self._age_s, tear=self._tears)
         self._writings.append((self._began_s, time.monotonic(), torn_s))
         self._began_s = now_s
 

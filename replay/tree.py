@@ -102,6 +102,7 @@ class Machine:
     _spent: dict[str, float] = field(default_factory=dict)  # whole machine, by column of stat
     _forked: int = 4000
     _written: dict[Path, bytes] = field(default_factory=dict)
+    _due_s: dict[Path, float] = field(default_factory=dict)  # when it may be rewritten, monotonic
     _random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -280,14 +281,22 @@ class Machine:
 
     # What the files say
 
-    def write(self, *, tear: bool = False) -> float:
+    def write(self, *, age_s: float = 0.0, tear: bool = False) -> float:
         """Rewrite what changed, in place, in random order.
 
         Args:
+            age_s: files are left as they are for up to so long, each at its own times.
             tear: let a file hold half of its value for a moment, one in ten times.
         Returns: how long that was, s.
         """
         files = [(path, content) for path, content in self._files() if self._differs(path, content)]
+        if age_s:
+            now_s = time.monotonic()
+            files = [
+                (path, content) for path, content in files if self._due_s.get(path, 0) <= now_s
+            ]
+            for path, _ in files:
+                self._due_s[path] = now_s + age_s * self._random.uniform(0.5, 1.0)
         self._random.shuffle(files)
         torn = -1
         if files and tear and self._random.random() < TEAR_SHARE:
@@ -342,6 +351,7 @@ class Machine:
     def _forget(self, folder: Path) -> None:
         for path in [path for path in self._written if path.parent == folder]:
             del self._written[path]
+            self._due_s.pop(path, None)
 
 
 def _files_of(task: Task) -> dict[str, bytes]:
