@@ -66,7 +66,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str], meter: int) -> Ended:
                     return _how(status, waited_ns)
             said = signal.sigwaitinfo(mine)
             if said.si_signo != signal.SIGCHLD and said.si_code != SI_KERNEL:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(OSError):  # it has just ended, or became another user
                     os.kill(pid, said.si_signo)
     finally:
         # What came for the command is not for us.

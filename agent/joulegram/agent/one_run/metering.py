@@ -44,6 +44,7 @@ class RunClock(SystemClock):
     def __init__(self, window_ms: int) -> None:
         self.ready = threading.Event()
         self.began_ns = self.ended_ns = 0  # monotonic
+        self.began_ms = 0  # UTC, of the window in which the run may begin
         self._window_ms = window_ms
         self._first_ms = 0
 
@@ -52,7 +53,8 @@ class RunClock(SystemClock):
         if not self._first_ms:
             self._first_ms = (now_ms // self._window_ms + 1) * self._window_ms
         elif not self.ready.is_set() and now_ms >= self._first_ms:
-            self.began_ns = self.mono_ns() - (now_ms - self._first_ms) * 1_000_000
+            self.began_ms = now_ms // self._window_ms * self._window_ms
+            self.began_ns = self.mono_ns() - (now_ms - self.began_ms) * 1_000_000
             self.ready.set()
         stopped = super().wait(stop, for_s)
         if stopped:
@@ -105,7 +107,9 @@ class Metering:
         """The thread: frames until `stop`."""
         try:
             for frame in self.meter.frames(self.stop):
-                self.tally.add(frame)
+                # What came before the command is no part of its run.
+                if self.clock.ready.is_set() and frame.window_start_ms >= self.clock.began_ms:
+                    self.tally.add(frame)
         except Exception as fault:  # whatever it is, the command goes on
             self.failure = f"{type(fault).__name__}: {fault}"
         self.clock.ready.set()
@@ -135,6 +139,7 @@ class Metering:
                 for name, device in self.meter.devices.metered.items()
                 if device.floor_uw is None and not self.meter.devices.learnt.floor_uw(name)
             ],
+            no_such_devices=sorted(set(self.config.idle_w) - set(self.meter.devices.metered)),
             failure=self.failure,
         )
 

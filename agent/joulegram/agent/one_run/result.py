@@ -8,7 +8,7 @@ from typing import Any
 from joulegram.agent import findings
 from joulegram.agent.attribution import MODELLED
 from joulegram.agent.findings import Finding
-from joulegram.agent.one_run.tally import COMPONENTS, QUALITIES, Tally
+from joulegram.agent.one_run.tally import COMPONENTS, Tally, worst
 
 FORMAT = "joulegram.run/1"
 MICROJOULES_PER_KWH = 3_600_000_000_000
@@ -29,7 +29,8 @@ def measured(
     troubles: Sequence[Finding],
     errors: Mapping[str, str],
     unknown_floors: Sequence[str],
-    failure: str,
+    no_such_devices: Sequence[str] = (),
+    failure: str = "",
 ) -> dict[str, Any]:
     """What was metered, and what was not.
 
@@ -39,6 +40,7 @@ def measured(
         troubles: what `joulegram check` would say of the sensors.
         errors: the last one of each device.
         unknown_floors: devices whose idle floor nobody knows.
+        no_such_devices: configured floors of what this machine does not have.
         failure: why metering ended early; "".
     """
     energy = {c: tally.run_uj[c] for c in ("cpu", "dram", "gpu")}
@@ -54,7 +56,7 @@ def measured(
         "metered_s": round(elapsed_ms / 1000, 3),
         "energy_uj": {**energy, "total": tally.total_uj},
         "machine_idle_uj": {c: tally.idle_uj[c] for c in COMPONENTS},
-        "quality": quality,
+        "quality": quality | {"total": worst(quality.values())},
         "coverage": coverage,
         "devices": _devices(tally, elapsed_ms),
         "cpu_time_ns": {"used": used_ns, "metered": tally.cpu_ns},
@@ -62,7 +64,10 @@ def measured(
         "not_metered": [
             asdict(one) for one in _not_metered(tally, coverage, troubles, errors, failure)
         ],
-        "remarks": _remarks(tally, used_ns, left, quality, troubles, unknown_floors),
+        "remarks": [
+            *_remarks(tally, used_ns, left, quality, troubles, unknown_floors),
+            *(f"idle_w names {name}, which is no device here." for name in no_such_devices),
+        ],
     }
 
 
@@ -94,11 +99,6 @@ def carbon(total_uj: int, pue: float, intensity: Any) -> dict[str, Any]:
     }
 
 
-def worst(qualities: Sequence[str]) -> str:
-    """The worst of some; "" of none."""
-    return max(qualities, key=QUALITIES.index, default="")
-
-
 def plain(number: float, digits: int = 3) -> str:
     """A number in plain decimals with so many that matter: 0.000123, 1230."""
     if not number or not math.isfinite(number):
@@ -117,7 +117,7 @@ def _devices(tally: Tally, elapsed_ms: float) -> list[dict[str, Any]]:
             "run_uj": device.run_uj if device.component == "gpu" else None,
             "held_idle_uj": device.held_uj if device.component == "gpu" else None,
             "busy_ns": tally.gpu_ns.get(name, 0) if device.component == "gpu" else None,
-            "quality": worst([q for q in device.quality_uj if q]),
+            "quality": worst(device.quality_uj),
             "coverage": round(min(1.0, device.covered_ms / elapsed_ms), 4) if elapsed_ms else 0.0,
         }
         for name, device in sorted(tally.devices.items())

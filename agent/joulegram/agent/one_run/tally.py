@@ -1,6 +1,7 @@
 """Sums a run's frames: what was the run's, what the machine drew idle, and how it is known."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from joulegram.agent.attribution import DERIVED, MEASURED, MODELLED
@@ -10,6 +11,11 @@ from joulegram.v1.telemetry_pb2 import Frame
 
 COMPONENTS = ("cpu", "dram", "gpu", "other")
 QUALITIES = (MEASURED, DERIVED, MODELLED)  # best first
+
+
+def worst(qualities: Iterable[str]) -> str:
+    """The worst of some; "" of none."""
+    return max(qualities, key=QUALITIES.index, default="")
 
 
 @dataclass(slots=True)
@@ -90,8 +96,7 @@ class Tally:
 
     def quality(self, component: str) -> str:
         """The worst that went into a component's number; "" where nothing did."""
-        found = {q for d in self.of_component(component).values() for q in d.quality_uj}
-        return max(found, key=QUALITIES.index, default="")
+        return worst(q for d in self.of_component(component).values() for q in d.quality_uj)
 
     def coverage(self, component: str, elapsed_ms: float) -> float:
         """The least of its devices' measured fraction of the time."""
