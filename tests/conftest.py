@@ -4,11 +4,16 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.clickhouse import clickhouse
 from tests.servers import Prometheus, prometheus_server
 
 __all__ = ["clickhouse"]
+
+# How long an example takes is the machine's business, which others may load.
+settings.register_profile("any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-speed")
 
 
 @pytest.fixture(autouse=True)

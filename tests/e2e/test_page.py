@@ -1,6 +1,7 @@
 """The page in a real browser, on a shipped collector: right numbers, nothing from elsewhere."""
 
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from joulegram.v1.telemetry_pb2 import Frame
 from tests.collector.made import IDLE, SYSTEM, WINDOW_MS, Node, Row, workload
 from tests.e2e.sending import RunningCollector, collector
-from tests.servers import chromium
+from tests.servers import chromium, joulegram
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -28,26 +29,42 @@ CUT = "[...document.querySelectorAll('td.num')].filter(c => c.scrollWidth > c.cl
 EVIL = "<img src=x onerror=document.title='owned'>"
 
 
+class Site:
+    """Since ten minutes a node with a job, a person's `yes`, and somebody with a bad name."""
+
+    def __init__(self) -> None:
+        self.node = Node("node-a", quality="modelled")
+        self.made = 0
+        self.next_ms = newest_ms() - 59 * WINDOW_MS
+
+    def frames(self) -> list[Frame]:
+        """All windows up to now that were not made yet."""
+        return [self._frame() for _ in range(self.next_ms, newest_ms() + 1, WINDOW_MS)]
+
+    def _frame(self) -> Frame:
+        job = workload("slurm", "48213", scope="hpc", user="grace", name="train-resnet50")
+        person = workload("user", "1000", user="ann", name="ann")
+        evil = workload("container", "5ad" * 20, user="eve", name=EVIL)
+        rows = [
+            Row(job, cpu_j=800.0, dram_j=100.0, pid=4_021_999, command="python"),
+            Row(person, cpu_j=50.0 + min(self.made, 59), pid=991, command="yes"),
+            Row(evil, cpu_j=5.0, pid=666, command=EVIL),
+            Row(IDLE, cpu_j=1000.0, dram_j=50.0),
+            Row(SYSTEM, cpu_j=20.0),
+        ]
+        start_ms, self.next_ms = self.next_ms, self.next_ms + WINDOW_MS
+        self.made += 1
+        return self.node.frame(start_ms, rows)
+
+
+def newest_ms() -> int:
+    """Where the newest window that is over begins."""
+    return time_ns() // 1_000_000 // WINDOW_MS * WINDOW_MS - WINDOW_MS
+
+
 def frames() -> list[Frame]:
-    """Ten minutes of a node with a job, a person's `yes`, and somebody with a bad name."""
-    job = workload("slurm", "48213", scope="hpc", user="grace", name="train-resnet50")
-    person = workload("user", "1000", user="ann", name="ann")
-    evil = workload("container", "5ad" * 20, user="eve", name=EVIL)
-    newest = time_ns() // 1_000_000 // WINDOW_MS * WINDOW_MS - WINDOW_MS
-    node = Node("node-a", quality="modelled")
-    return [
-        node.frame(
-            newest - (59 - i) * WINDOW_MS,
-            [
-                Row(job, cpu_j=800.0, dram_j=100.0, pid=4_021_999, command="python"),
-                Row(person, cpu_j=50.0 + i, pid=991, command="yes"),
-                Row(evil, cpu_j=5.0, pid=666, command=EVIL),
-                Row(IDLE, cpu_j=1000.0, dram_j=50.0),
-                Row(SYSTEM, cpu_j=20.0),
-            ],
-        )
-        for i in range(60)
-    ]
+    """Ten minutes."""
+    return Site().frames()
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +116,11 @@ def test_before_the_first_frame_it_says_what_it_waits_for(running: RunningCollec
 
 
 def test_the_numbers_on_the_page_are_those_of_the_frames(running: RunningCollector) -> None:
-    running.send(frames())
+    site = Site()
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
         for name, how in SIZES.items():
+            running.send(site.frames())  # a node that is silent for a while draws nobody knows what
             with opened(browser, running.url, **how) as page:
                 page.wait_for_selector("#power-chart .main-svg")
                 page.wait_for_selector("#intensity-chart .main-svg")
@@ -170,9 +188,24 @@ def test_it_says_when_the_collector_stops_answering(tmp_path: Path) -> None:
         page.screenshot(path=SCREENSHOTS / "page-offline.png")
 
 
+def test_what_silent_nodes_draw_is_not_known_and_no_zero(tmp_path: Path) -> None:
+    with collector(tmp_path, "--zone", "GB") as started, chromium() as browser:
+        long_ago, rows = one_window()
+        started.send([Node().frame(long_ago - 3_600_000, rows)])
+        with opened(browser, started.url) as page:
+            page.wait_for_selector("#alert:visible")
+            assert "not known" in said(page, "#alert")
+            assert (said(page, "#power"), said(page, "#gph")) == ("– W", "– g CO₂e per hour")
+            assert page.is_hidden("#no-workloads")
+        seen = subprocess.run(
+            joulegram("top", "--url", started.url, "--once"), capture_output=True, text=True
+        ).stdout
+        assert seen.startswith("? W") and "not known" in seen
+        assert "0.00" not in seen and "CO2e/h" not in seen
+
+
 def one_window() -> tuple[int, list[Row]]:
-    newest = time_ns() // 1_000_000 // WINDOW_MS * WINDOW_MS - WINDOW_MS
-    return newest, [Row(IDLE, cpu_j=25.0)]
+    return newest_ms(), [Row(IDLE, cpu_j=25.0)]
 
 
 CONTRAST = """() => {

@@ -88,14 +88,15 @@ def draw(now: Now, url: str, rows: int, width: int = 80) -> RenderableType:
             )
         )
     parts += [Text(), _workloads(now, rows, width)]
-    if not now["workloads"]:
+    if not now["workloads"] and now["state"] != "silent":
         parts.append(Text("nothing runs in a unit, session or job of its own", style="dim"))
     return Group(*parts, Text(), _processes(now, rows, width))
 
 
 def _header(now: Now) -> RenderableType:
     first = Text()
-    first.append(f"{_number(now['power_w'])} W", style="bold")
+    watts = "?" if now["state"] == "silent" else _number(now["power_w"])
+    first.append(f"{watts} W", style="bold")
     for component, watts in now["components_w"].items():
         first.append(f"   {component} {_number(watts)}")
     if now["modelled_share"] > 0:

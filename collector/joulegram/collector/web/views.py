@@ -34,7 +34,8 @@ def now(live: LiveNow, grid: Mapping[str, Any] | None, top: int) -> models.Now:
         quality_w=dict(live.quality_w),
         modelled_share=live.quality_w.get("modelled", 0.0) / total_w if total_w else 0.0,
         simulated=live.simulated,
-        g_per_hour=grams_per_hour(total_w, grid),
+        # While no node reports, what is drawn is not known: that is no zero.
+        g_per_hour=grams_per_hour(total_w, grid) if live.nodes else None,
         coverage=live.coverage,
         window_s=newest.window_ms / 1000 if newest else None,
         window_end=iso(_window_end_ms(newest)) if newest else None,

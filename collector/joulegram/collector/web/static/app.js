@@ -70,7 +70,8 @@ const clock = (iso) => new Date(iso).toLocaleTimeString([], { hour: "2-digit", m
 // ---- the parts of the page
 
 function drawPower(now) {
-  big(at("power"), watts(now.power_w));
+  // Of silent nodes nothing is known: that is no zero.
+  big(at("power"), now.state === "silent" ? ["–", "W"] : watts(now.power_w));
   const bar = at("bar");
   const legend = at("components");
   const shown = COMPONENTS.filter((c) => c in now.components_w);
@@ -194,7 +195,7 @@ function drawProcess(row, p) {
 }
 
 function drawTables(now) {
-  show(at("no-workloads"), now.workloads.length === 0);
+  show(at("no-workloads"), now.workloads.length === 0 && now.state !== "silent");
   text(at("no-workloads"), now.state === "nothing"
     ? "Nothing of your team runs now."
     : "Nothing here runs in a unit, session, container or job of its own: it counts as system.");
