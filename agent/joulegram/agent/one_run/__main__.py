@@ -6,6 +6,7 @@ last of them to end says the result for all. Imports little: there may be hundre
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -96,8 +97,7 @@ def run(agent: AgentConfig, grid: Any, options: RunOptions, rest: Sequence[str])
         ended = command.run(rest, environ, meter)
         ended_s = time.monotonic()
     except OSError as failed:
-        _say(f"{printable(rest[0])}: cannot be started: {failed.strerror}")
-        return command.NOT_STARTED
+        return _not_started(rest[0], failed)
     try:
         document = _result(way, ended)
         if document is not None:
@@ -243,7 +243,13 @@ def _instead(rest: Sequence[str]) -> int:
     try:
         os.execvp(rest[0], list(rest))  # noqa: S606 - the user's own command
     except OSError as failed:
-        _say(f"{printable(rest[0])}: cannot be started: {failed.strerror}")
+        return _not_started(rest[0], failed)
+
+
+def _not_started(name: str, failed: OSError) -> int:
+    # A shell would take such a file for a script of its own.
+    remedy = "; begin a script with #!/bin/sh" if failed.errno == errno.ENOEXEC else ""
+    _say(f"{printable(name)}: cannot be started: {failed.strerror}{remedy}")
     return command.NOT_STARTED
 
 

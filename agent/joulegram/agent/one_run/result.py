@@ -15,7 +15,6 @@ MICROJOULES_PER_KWH = 3_600_000_000_000
 WHOLE = 0.98  # less coverage than this is said
 # CPU time in files is cut to 10 ms per process and window.
 SAME_SHARE, SAME_NS = 0.02, 100_000_000
-LATER = "Set agent.idle_w, such as idle_w = { cpu0 = 12.5 }, or let an agent learn it."
 
 
 def measured(
@@ -180,7 +179,9 @@ def _remarks(
 ) -> list[str]:
     found = []
     if quality.get("cpu") == MODELLED:
-        denied = any(one.state == findings.DENIED for one in troubles)
+        denied = any(
+            one.state == findings.DENIED and one.what.startswith("energy: cpu") for one in troubles
+        )
         why = next((one.why for one in troubles if one.what == "energy: RAPL"), "")
         why = "its counter is for root alone" if denied else why or "no counter can be read"
         remedy = next((one.remedy for one in troubles if one.state == findings.MODELLED), "")
@@ -189,7 +190,7 @@ def _remarks(
     if floors:
         found.append(
             f"The idle floor of {', '.join(floors)} is not known: what the machine draws at rest "
-            f"is shared by use, too. {LATER}"
+            f"is shared by use, too. Say it: --idle-w {floors[0]}=WATTS; an agent learns it."
         )
     if used_ns is not None:
         beyond_ns = used_ns - tally.cpu_ns
