@@ -30,6 +30,7 @@ OUTPUT = Path(__file__).resolve().parent.parent / "build" / "replay.json"
 MEMORY = "/dev/shm"  # noqa: S108
 JOBS = 8
 ATTEMPTS = 4
+END_WITHIN_S = 20.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,7 +58,15 @@ def main(argv: Sequence[str]) -> int:
                 case.number: pool.submit(_play, case, folder / str(case.number), told.age)
                 for case in longest_first
             }
-            verdicts = [_verdict(case, playing[case.number]) for case in cases]
+            try:
+                verdicts = [_verdict(case, playing[case.number]) for case in cases]
+            except BaseException:  # somebody ends us: whoever plays ends its programs, and itself
+                players = multiprocessing.active_children()
+                for player in players:
+                    player.terminate()
+                for player in players:
+                    player.join(END_WITHIN_S)
+                raise
     table.show(verdicts)
     table.write(told.json, verdicts)
     wrong = [v for v in verdicts if not v.holds]
@@ -100,6 +109,8 @@ def _play(case: Case, folder: Path, age_s: float) -> Verdict:
             continue
         except (Wrong, AssertionError, TimeoutError) as wrong:
             verdict = Verdict(case, failure=f"{wrong}")
+        except (SystemExit, KeyboardInterrupt):
+            os._exit(143)  # its programs are ended; a pool would give it the next case
         except pytest.fail.Exception as missing:  # a program that this machine lacks
             verdict = Verdict(case, failure=f"{missing}")
         except pytest.skip.Exception as missing:
