@@ -104,8 +104,16 @@ class Cgroups:
         self._retries = RETRIES_PER_SCAN
         self.moved, self.reshaped = [], False
         counted = self._descendants() if self.kernels else -1
+        begun_ns = self._clock.mono_ns()
         if counted >= 0:
+            pread = os.pread
             for group in list(self._known.values()):
+                try:
+                    if group.used_ns >= 0 and pread(group.file, COUNTER_BYTES, 0) == group.raw:
+                        group.read_ns = begun_ns
+                        continue
+                except OSError:
+                    pass
                 self._take(group, plausible_ns, changes)
                 if group.used_ns < 0:  # removed, most likely; the walk finds it otherwise
                     self._drop(group)

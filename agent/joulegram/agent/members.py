@@ -22,7 +22,7 @@ DISAGREE_NS = 3 * TICK_NS
 # Of a cgroup that counted, those are read at once that ran within so many ticks.
 LATELY = 10
 # Every process is read after so many ticks all the same: no surprise lasts longer.
-READ_ALL_WITHIN = 60
+READ_ALL_WITHIN = 120
 
 Group = dict[Process, None]  # in the order in which they came
 

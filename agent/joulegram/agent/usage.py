@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from joulegram.agent.cgroups import Cgroups
 from joulegram.agent.identity import Identity, Place
-from joulegram.agent.members import Members
+from joulegram.agent.members import DISAGREE_NS, Members
 from joulegram.agent.one_run.lineage import Lineage
-from joulegram.agent.procfs import Process, Processes, Scan, cpu_times
+from joulegram.agent.procfs import Change, Process, Processes, Scan, cpu_times
 from joulegram.agent.textfile import Torn
 from joulegram.agent.windows import Timeline, Window
 from joulegram.agent.workloads import NOBODY, Owner
@@ -51,6 +51,8 @@ class Usage:
     _interrupts: tuple[int, int] | None = None  # (monotonic ns, ns of interrupts)
     _before_ns: int | None = None
     _members: Members | None = None
+    # Where processes were when last asked, and what they used since.
+    _placed: dict[Process, tuple[Place | None, int]] = field(default_factory=dict)
     _owed_ns: dict[str, int] = field(default_factory=dict)  # per cgroup, <= 0
     # Parent -> (use of its ended children that was charged while they lived, monotonic ns).
     _seen_ns: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -72,6 +74,8 @@ class Usage:
         # Counters before their processes: a process that ran on in between is a debt of its
         # cgroup, which the next reading settles, not a remainder that nobody can settle.
         for change in self.cgroups.scan((elapsed_ns + GROUP_SLACK_NS) * cpus):
+            if not self._possible(change.used_ns, change.since_ns, change.at_ns):
+                continue
             _add(counted_ns, change.path, change.used_ns)
             if change.parent is not None:
                 _add(counted_ns, change.parent, -change.used_ns)
@@ -83,6 +87,8 @@ class Usage:
         run = self.identity.run
         run_ns = run.used_ns(self.processes.get) if run is not None else None
         members = self._members
+        if self.cgroups.reshaped:
+            self._placed.clear()
         due = members.due() if members is not None else None
         scan = self.processes.scan(now_ns, plausible_ns, forks, due)
         used_ns = self._charge(timeline, scan)
@@ -120,7 +126,9 @@ class Usage:
         for process in scan.met[met:]:
             self._place(process)
         for used in scan.changes[changes:]:
-            place = self._place(used.process)
+            if not self._possible(used.used_ns, used.since_ns, scan.at_ns):
+                continue
+            place = self._place_of(used)
             used_ns = used.used_ns
             if place.group is not None:
                 if left_ns is not None:
@@ -137,12 +145,36 @@ class Usage:
         if self._members is not None:
             for process in (*scan.ended, *scan.zombies):
                 self._members.drop(process)
+                self._placed.pop(process, None)
         return charged
+
+    def _possible(self, used_ns: int, since_ns: int, until_ns: int) -> bool:
+        """Whether a machine can have used so much; a file of nonsense is nobody's use."""
+        return used_ns <= (until_ns - since_ns + GROUP_SLACK_NS) * max(self._cpus, CPUS_UNSAID)
+
+    def _place_of(self, used: Change) -> Place:
+        """Where its use counts: looked at anew when it may matter.
+
+        What is charged to the cgroup that a process has left stays below what members.py
+        lets pass in any case.
+        """
+        process = used.process
+        if self._members is None:
+            return self._place(process)
+        place, since_ns = self._placed.get(process, (None, 0))
+        since_ns += used.used_ns
+        if place is None or since_ns > DISAGREE_NS or process.groups is not process.path_of:
+            place, since_ns = self._place(process), 0
+        else:
+            self._members.put(process)
+        self._placed[process] = place, since_ns
+        return place
 
     def _place(self, process: Process) -> Place:
         place = self.identity.place(process)
         if self._members is not None:
             self._members.put(process)
+            self._placed.pop(process, None)
         return place
 
     def _moved(self, process: Process) -> bool:
