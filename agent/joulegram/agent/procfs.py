@@ -33,6 +33,7 @@ from joulegram.agent.textfile import (
 TICK_NS = 10_000_000
 KERNEL_THREAD = 0x0020_0000  # PF_KTHREAD, include/linux/sched.h
 STAT_BYTES = 2048
+DIGITS_MAX = 18  # the kernel's are shorter, and 64 bits hold it
 DESCRIPTORS_LEFT_FREE = 256
 RETRIES_PER_SCAN = 40  # bounds the waiting for files that stay torn
 MET_PER_SCAN = 1000  # a fork storm's processes are met over several ticks, in their order
@@ -454,12 +455,11 @@ def _fields(raw: bytes) -> list[bytes] | None:
     if end < 0 or not raw.endswith(b"\n"):
         return None
     fields = raw[end + 1 :].split(None, 20)
-    if (
-        len(fields) < 20
-        or not b"".join((fields[1], fields[6], *fields[11:15], fields[19])).isdigit()
-    ):
+    if len(fields) < 20:
         return None
-    return fields
+    numbers = (fields[1], fields[6], *fields[11:15], fields[19])
+    sound = b"".join(numbers).isdigit() and max(map(len, numbers)) <= DIGITS_MAX
+    return fields if sound else None
 
 
 def raise_file_limit() -> int:

@@ -15,6 +15,7 @@ from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.textfile import Torn, as_count, as_line, read_whole
 
 ZONE = re.compile(r"intel-rapl(-mmio)?:\d+(:\d+)*")
+SOUND_MAX_W = 100_000.0
 PACKAGE = re.compile(r"package-(\d+)(?:-die-(\d+))?")
 
 
@@ -51,7 +52,7 @@ class RaplZone:
                 device,
                 component,
                 range_uj=_count(folders[zone] / "max_energy_range_uj"),
-                max_power_w=_count(folders[zone] / "constraint_0_max_power_uw") / 1e6,
+                max_power_w=_max_power_w(folders[zone]),
             )
         return list(found.values())
 
@@ -122,6 +123,12 @@ def _name(path: Path) -> str:
         return read_whole(path / "name", as_line)
     except (OSError, Torn):
         return ""
+
+
+def _max_power_w(folder: Path) -> float:
+    """What the kernel says the zone can draw; 0 where it says nothing, or nonsense."""
+    most_w = _count(folder / "constraint_0_max_power_uw") / 1e6
+    return most_w if most_w < SOUND_MAX_W else 0.0
 
 
 def _count(path: Path) -> int:
