@@ -24,12 +24,13 @@ from typing import Any
 from joulegram.agent.config import AgentConfig
 from joulegram.agent.errors import BadSetting
 from joulegram.agent.one_run import command, meeting, nested, ranks
-from joulegram.agent.one_run.meeting import Lost, Meeting
+from joulegram.agent.one_run.meeting import Late, Lost, Meeting
 from joulegram.agent.textfile import printable
 
 IDLE = ("separate", "include")
-STARTS_WITHIN_S = 15.0
+STARTS_WITHIN_S = 30.0  # a home directory far away, and all nodes of a job at once
 SAYS_WITHIN_S = 30.0
+UNSEEN_S, UNSEEN_SHARE = 1.0, 0.02  # more time without a meter is said
 JOINS = 3  # the meter of other ranks may just be ending
 
 
@@ -110,6 +111,9 @@ def run(agent: AgentConfig, grid: Any, options: RunOptions, rest: Sequence[str])
                 "ended_how": _how(ended),
                 "of_ranks": rank.size if rank else 0,
             }
+            unmetered_s = document["duration_s"] - document["metered_s"]
+            if unmetered_s > max(UNSEEN_S, UNSEEN_SHARE * document["duration_s"]):
+                document["remarks"].append(f"{unmetered_s:.1f} s of the run were not metered.")
             if not adopted:
                 document["remarks"].append("What the command left behind is not metered.")
             _finish(document, grid, options, rank)
@@ -133,6 +137,9 @@ def _meter(agent: AgentConfig, rank: ranks.Rank | None) -> tuple[socket.socket |
             child = _bring(agent, met)
             meeting.say(met.way, {"hello": 1, "rank": number})
             heard = meeting.hear(met.way, STARTS_WITHIN_S)
+        except Late:
+            _say("metering has not begun yet; the command starts, and is metered from when it has")
+            return met.way, child
         except Lost as lost:
             why = str(lost)
             if child:
@@ -191,7 +198,12 @@ def _result(way: socket.socket | None, ended: command.Ended) -> dict[str, Any] |
     if way is None:
         return None
     meeting.say(way, {"ended": ended.status, "waited_ns": ended.waited_ns})
-    heard = meeting.hear(way, SAYS_WITHIN_S)
+    while True:
+        heard = meeting.hear(way, SAYS_WITHIN_S)
+        if "ready" not in heard:  # which may have come too late to wait for
+            break
+    if why := heard.get("failed") or heard.get("refused"):
+        raise Lost(str(why))
     found = heard.get("result")
     return found if isinstance(found, dict) else None
 

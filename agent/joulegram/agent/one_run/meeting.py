@@ -27,6 +27,10 @@ class Lost(Exception):
     """The other end is gone, or did not answer in time."""
 
 
+class Late(Lost):
+    """No answer in time; one may still come."""
+
+
 @dataclass(frozen=True, slots=True)
 class Meeting:
     """A way to the meter; `meter` and `listener` where this process is to bring it."""
@@ -86,12 +90,12 @@ def say(way: socket.socket, message: dict[str, Any]) -> None:
 
 
 def hear(way: socket.socket, within_s: float | None = ANSWER_WITHIN_S) -> dict[str, Any]:
-    """The next message. Raises: Lost."""
+    """The next message. Raises: Lost, Late."""
     way.settimeout(within_s)
     try:
         raw = way.recv(MESSAGE_BYTES)
     except TimeoutError as late:
-        raise Lost(f"no answer within {within_s:g} s") from late
+        raise Late(f"no answer within {within_s:g} s") from late
     except OSError as gone:
         raise Lost(f"the other end is gone ({gone.strerror})") from gone
     try:

@@ -44,7 +44,6 @@ class RunClock(SystemClock):
     def __init__(self, window_ms: int) -> None:
         self.ready = threading.Event()
         self.began_ns = self.ended_ns = 0  # monotonic
-        self.began_ms = 0  # UTC, of the window in which the run may begin
         self._window_ms = window_ms
         self._first_ms = 0
 
@@ -53,8 +52,7 @@ class RunClock(SystemClock):
         if not self._first_ms:
             self._first_ms = (now_ms // self._window_ms + 1) * self._window_ms
         elif not self.ready.is_set() and now_ms >= self._first_ms:
-            self.began_ms = now_ms // self._window_ms * self._window_ms
-            self.began_ns = self.mono_ns() - (now_ms - self.began_ms) * 1_000_000
+            self.began_ns = self.mono_ns() - now_ms % self._window_ms * 1_000_000
             self.ready.set()
         stopped = super().wait(stop, for_s)
         if stopped:
@@ -108,7 +106,7 @@ class Metering:
         try:
             for frame in self.meter.frames(self.stop):
                 # What came before the command is no part of its run.
-                if self.clock.ready.is_set() and frame.window_start_ms >= self.clock.began_ms:
+                if self.clock.ready.is_set():
                     self.tally.add(frame)
         except Exception as fault:  # whatever it is, the command goes on
             self.failure = f"{type(fault).__name__}: {fault}"
@@ -125,9 +123,12 @@ class Metering:
         """What the last one is told."""
         if not self.failure and self.meter.unsound:
             self.failure = f"{self.meter.unsound} windows whose sums did not hold"
+        began_ns = self.clock.began_ns
+        if not self.failure and not began_ns:
+            self.failure = "the command ended before metering began"
         return result.measured(
             self.tally,
-            elapsed_ms=max(0, self.clock.ended_ns - self.clock.began_ns) / 1e6,
+            elapsed_ms=max(0, self.clock.ended_ns - began_ns) / 1e6 if began_ns else 0.0,
             used_ns=self.lineage.used_ns(),
             left=self.lineage.left(),
             ranks=self.ranks,

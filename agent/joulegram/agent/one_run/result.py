@@ -133,9 +133,7 @@ def _not_metered(
     missing = findings.MISSING
     found = []
     if failure:
-        found.append(
-            Finding("all", findings.FAILS, f"the meter failed: {failure}", "Please report this.")
-        )
+        found.append(Finding("all", findings.FAILS, failure))
     if "dram" not in coverage:
         found.append(Finding("memory", missing, "no counter of its energy can be read here"))
     found += _gpus(tally, troubles)
