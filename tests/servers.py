@@ -23,7 +23,13 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-DEBIAN_PACKAGE = {"promtool": "prometheus", "npx": "npm", "node": "nodejs"}
+DEBIAN_PACKAGE = {
+    "promtool": "prometheus",
+    "npx": "npm",
+    "node": "nodejs",
+    "systemd-analyze": "systemd",
+    "setpriv": "util-linux",
+}
 
 # For what must come some time: a loaded machine takes its time. What must come soon says how soon.
 PATIENCE_S = 60.0
