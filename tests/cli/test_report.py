@@ -87,6 +87,9 @@ def test_the_table_says_what_its_numbers_stand_on() -> None:
 def test_nothing_to_show_says_what_to_do() -> None:
     text = shown(answer())
     assert "No energy from" in text and "--since 1d" in text and "joulegram top" in text
+    # The reason may lie in what was asked.
+    text = shown(answer(components=["gpu"], as_of="2020-01-01T00:00:00Z"), width=300)
+    assert "No energy of gpu from" in text and "as known at 2020-01-01T00:00:00Z" in text
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 12, 30, 40, 60, 79, 80, 300])

@@ -79,9 +79,11 @@ def write_csv(answer: Answer, out: TextIO) -> None:
 def draw(answer: Answer, rows: int, width: int = 100) -> RenderableType:
     """The answer for people: a table of at most `rows` rows and what the numbers mean."""
     if not answer["rows"]:
+        some = answer["components"]
+        which = "" if len(some) == 4 else f" of {', '.join(some)}"
         return Text(
-            f"No energy from {answer['since']} to {answer['until']}. Look further back with "
-            "--since 1d; `joulegram top` shows whether an agent reports now, and `joulegram check` "
+            f"No energy{which} from {answer['since']} to {answer['until']}, as known at "
+            f"{answer['as_of']}. Look further back with --since 1d; `joulegram top` shows whether an agent reports now, and `joulegram check` "
             "on a node what its sensors lack."
         )
     return Group(_table(answer, rows, width), Text(), *_meaning(answer))
