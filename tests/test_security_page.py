@@ -9,6 +9,8 @@ FILES = {
     "R": "tests/collector/test_security_readers.py",
     "C": "tests/agent/test_credentials.py",
     "E": "tests/e2e/test_tls.py",
+    "H": "tests/e2e/test_hostile.py",
+    "I": "tests/agent/test_identity.py",
 }
 
 
@@ -18,7 +20,7 @@ def test_every_threat_has_a_test_that_exists() -> None:
     rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 15
     for threat, _, tests in rows:
-        named = re.findall(r"(?:([ARCE]) |`(tests/\S+\.py)` ?)(?:`(test_\w+)`)?", tests)
+        named = re.findall(r"(?:([ARCEHI]) |`(tests/\S+\.py)` ?)(?:`(test_\w+)`)?", tests)
         assert named, threat
         for short, path, test in named:
             source = (ROOT / (path or FILES[short])).read_text()
