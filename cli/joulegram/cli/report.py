@@ -83,8 +83,8 @@ def draw(answer: Answer, rows: int, width: int = 100) -> RenderableType:
         which = "" if len(some) == 4 else f" of {', '.join(some)}"
         return Text(
             f"No energy{which} from {answer['since']} to {answer['until']}, as known at "
-            f"{answer['as_of']}. Look further back with --since 1d; `joulegram top` shows whether an "
-            "agent reports now, and `joulegram check` on a node what its sensors lack."
+            f"{answer['as_of']}. Look further back with --since 1d; `joulegram top` shows whether "
+            "an agent reports now, and `joulegram check` on a node what its sensors lack."
         )
     return Group(_table(answer, rows, width), Text(), *_meaning(answer))
 
