@@ -1,6 +1,7 @@
 """`joulegram agent`: meters this node and reports to a collector, or prints its frames."""
 
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -33,6 +34,7 @@ def run(agent: AgentConfig, options: AgentOptions) -> int:
     from joulegram.agent.metrics import AgentMetrics
     from joulegram.agent.run import serve
 
+    gc.freeze()  # modules stay: not to be gone through again and again
     metrics = AgentMetrics()
     with contextlib.closing(Meter(agent, on_tick=metrics.tick, floors=floors)) as meter:
         return serve(meter, agent, stop, frames=options.frames, metrics=metrics, floors=floors)
