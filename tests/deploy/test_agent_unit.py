@@ -60,6 +60,7 @@ def test_it_is_exposed_no_more_than_it_must_be(unit):
 
 def test_its_command_is_one_that_the_command_line_takes():
     command = re.search("(?m)^ExecStart=[^ ]*/joulegram (.*)", UNIT.read_text())
+    assert command is not None
     flags = re.findall(r"--[a-z-]+", command[1])
     taken = subprocess.run(joulegram("agent", "--help"), capture_output=True, text=True, check=True)
     assert command[1].startswith("agent ") and all(flag in taken.stdout for flag in flags)
