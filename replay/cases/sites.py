@@ -27,8 +27,11 @@ def ended_job(stage: Stage) -> Sequence[Part]:
     machine = Machine(stage.folder / "machine")
     machine.zone("intel-rapl:0", "package-0", 100.0)
     job = f"{SLURM}/job_123"
-    machine.task(10, f"{job}/step_0", cores=1.0)
+    of_job = machine.task(10, f"{job}/step_0", cores=1.0)
     machine.task(11, "/system.slice/b.service", cores=1.0)
+
+    def rest() -> None:
+        of_job.cores = 0.0
 
     def end() -> None:
         machine.end(10)
@@ -41,23 +44,25 @@ def ended_job(stage: Stage) -> Sequence[Part]:
         reporting(stage, machine, site) as agent,
     ):
         agent.await_frames(5)
-        feeder.at(time.monotonic(), end)
+        feeder.at(time.monotonic(), rest)
+        feeder.at(time.monotonic() + 0.6, end)  # what it used after its last tick, nobody could see
         ended_at_s = time.time()
-        time.sleep(4)
+        time.sleep(4.6)
         now = site.get("/api/v1/now?top=100")
         families = site.metrics()
         frames = agent.finish(site)
         report = site.report()
     played = as_played(stage, feeder, frames)
-    ran_s = ended_at_s - frames[0]["window_start_ms"] / 1000
-    of_job = [w["power_w"] for w in now["workloads"] if w["id"] == "123"]
+    windows, last_s = divmod(ended_at_s - frames[0]["window_start_ms"] / 1000, 1)
+    ran_j = 50 * windows + 100 * last_s / (1 + last_s)  # beside one that ran for all of the last
+    shown = [w["power_w"] for w in now["workloads"] if w["id"] == "123"]
     in_ledger_j = of_key(report, "123")["energy_uj"] / 1e6
     in_frames_j = played.joules("slurm", "123")
     shown_w = samples(families, "joulegram_workload_power_watts", id="123")
     return [
-        Part("now", 0, sum(of_job), "W"),
+        Part("now", 0, sum(shown), "W"),
         Part("/metrics", 0, sum(shown_w), "W"),
-        Part("its joules", 50 * ran_s, in_ledger_j, within=played.within(100)),
+        Part("its joules", ran_j, in_ledger_j, within=played.within(100)),
         Part("as in its frames", in_frames_j, in_ledger_j, within=1e-6),
     ]
 
