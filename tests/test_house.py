@@ -1,18 +1,24 @@
 """Laws of the repository itself: layout, generated files, what the prose promises."""
 
+import dataclasses
 import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from joulegram.cli import parts
+from joulegram.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ROOTS = PROJECT["tool"]["hatch"]["build"]["dev-mode-dirs"]
 
 
+@cache
 def make_targets() -> set[str]:
     said = subprocess.run(
         ["make", "--no-print-directory", "help"],
@@ -64,13 +70,61 @@ def test_decisions_are_numbered_without_gaps() -> None:
         assert title.startswith(f"# {int(name[:4])}. "), f"{name}: {title}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_commands_that_the_prose_names_exist(page: str) -> None:
-    """Every `make X` in a line of code or in backticks."""
-    text = (ROOT / page).read_text()
+def test_architecture_names_what_is_there_and_leaves_nothing_out() -> None:
+    """Every file and folder that it names, and every one of the parts' own folders."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    for section in text.split("\n## ")[1:]:
+        folder = ROOT / section.split()[0]
+        words = [word for code in re.findall(r"`([^`\n]+)`", section) for word in code.split()]
+        for name in filter(re.compile(r"[\w*.][\w*./-]*(\.[a-z]{2,5}|/)").fullmatch, words):
+            below = folder if folder.is_dir() else ROOT
+            assert (ROOT / name).exists() or any(below.rglob(name.rstrip("/"))), name
+    named = set(re.findall(r"[\w-]+(?:\.py|/)", text))
+    for part in ("agent", "collector", "cli"):
+        for path in (ROOT / part / "joulegram" / part).iterdir():
+            if path.suffix == ".py" or (path / "__init__.py").exists():
+                own = f"{path.name}/" if path.is_dir() else path.name
+                assert own in named | {"__init__.py", "errors.py"}, path
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/adr/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_the_prose_points_to_is_there(page: Path) -> None:
+    """Links to other files, and files that are named from the root on."""
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#\s]+)", text):
+        assert "://" in link or (page.parent / link).exists(), link
+    root = r"\b(?:docs|tests|bench|deploy|proto)/[\w./-]*\w\.[a-z]{2,7}\b"
+    for name in re.findall(root, text):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_key_of_the_configuration_is_on_some_page() -> None:
+    prose = "\n".join(page.read_text() for page in PAGES)
+    for table, made in parts.tables().items():
+        for key in dataclasses.fields(made):
+            assert re.search(rf"\b{key.name}\b", prose), f"{table}.{key.name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_the_prose_names_exist(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every `make X` and `joulegram X` in a line of code or in backticks."""
+    text = page.read_text()
     code = re.findall(r"`[^`\n]+`", text) + re.findall(r"^```.*?^```", text, re.M | re.S)
     named = {name for piece in code for name in re.findall(r"\bmake ([a-z-]+)", piece)}
     assert named <= make_targets(), named - make_targets()
+    main([])
+    known = set(re.findall(r"^  joulegram ([a-z]+)", capsys.readouterr().out, re.M))
+    named = {
+        name
+        for piece in code
+        for name in re.findall(r"^(?:`|\$ )?(?:\S*/)?joulegram ([a-z]+)", piece, re.M)
+    }
+    assert known and named <= known, named - known
 
 
 def test_the_command_line_needs_no_part() -> None:
