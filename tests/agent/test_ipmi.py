@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from joulegram.agent.clock import SystemClock
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.sensors.bmc import ipmi
+from joulegram.agent.sensors.bmc.background import SlowPlatform
 from joulegram.agent.sensors.sensor import Sample
 from tests.agent.played import Clock
 
@@ -195,7 +196,7 @@ def test_the_platform_is_read_from_memory(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     (tmp_path / "output").write_text(IPMITOOL)
     program(tmp_path, "ipmitool", f"read go < {fifo}; cat {tmp_path}/output")
-    sensor = ipmi.IpmiPower(asking(tmp_path))
+    sensor = ipmi.ipmi_power(asking(tmp_path))
     assert (sensor.device, sensor.component, sensor.quality) == ("platform", "other", "derived")
     try:
         with pytest.raises(SensorFailed, match="not answered yet"):
@@ -206,7 +207,7 @@ def test_the_platform_is_read_from_memory(tmp_path: Path) -> None:
         sensor.close()
 
 
-def _eventually(sensor: ipmi.IpmiPower) -> Sample:
+def _eventually(sensor: SlowPlatform) -> Sample:
     for _ in range(1000):
         try:
             return sensor.sample()

@@ -118,7 +118,7 @@ def test_a_captured_tree_does_not_ask_this_machines_controller(found):
 
 def test_a_controller_that_is_named_is_the_platform(found):
     _, find = found
-    assert find(redfish_url="http://127.0.0.1:9")["platform"] == "RedfishPower"
+    assert find(redfish_url="http://127.0.0.1:9")["platform"] == "SlowPlatform"
 
 
 def test_the_defaults_are_this_machines(found):

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from joulegram.agent.config import AgentConfig
 from joulegram.agent.errors import BadSetting, SensorDenied, SensorFailed
-from joulegram.agent.sensors.bmc.background import Later
-from joulegram.agent.sensors.bmc.redfish import NodePower, RedfishPower, environment, meters, power
+from joulegram.agent.sensors.bmc.background import Later, SlowPlatform
+from joulegram.agent.sensors.bmc.redfish import NodePower, environment, meters, power, redfish_power
 from joulegram.agent.sensors.bmc.redfish_client import Access, RedfishClient
 from tests.agent.played import Clock
 from tests.certificates import Authority
@@ -461,7 +461,7 @@ def test_the_tick_never_waits_and_the_session_ends_with_it(
     access = Access(
         config.redfish_url, config.redfish_user, config.redfish_password_file, insecure=False
     )
-    sensor = RedfishPower.of(access, Clock(), ("1U",))
+    sensor = redfish_power(access, Clock(), ("1U",))
     assert (sensor.device, sensor.component, sensor.quality) == ("platform", "other", "derived")
     assert bmc.asked == []
     with pytest.raises(SensorFailed, match="not answered yet"):
@@ -472,7 +472,7 @@ def test_the_tick_never_waits_and_the_session_ends_with_it(
     assert not [one for one in threading.enumerate() if one.name == "Redfish"]
 
 
-def _eventually(sensor: RedfishPower) -> int:
+def _eventually(sensor: SlowPlatform) -> int:
     for _ in range(1000):
         try:
             return sensor.sample().power_uw

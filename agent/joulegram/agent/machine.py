@@ -16,7 +16,7 @@ from joulegram.agent.energy import AnySensor
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.sensors import cray, hwmon
 from joulegram.agent.sensors.bmc import ipmi
-from joulegram.agent.sensors.bmc.ipmi import Dcmi, IpmiPower
+from joulegram.agent.sensors.bmc.ipmi import Dcmi, ipmi_power
 from joulegram.agent.sensors.drm import cards
 from joulegram.agent.sensors.drm.clients import Clients
 from joulegram.agent.sensors.load.model import LoadModel
@@ -139,7 +139,7 @@ def _slow(config: AgentConfig, clock: Clock) -> Iterator[tuple[str, Slow]]:
     """Management controllers that are to be asked, best first."""
     if config.redfish_url:
         # Imported here: who asks no controller does not pay for an HTTP client.
-        from joulegram.agent.sensors.bmc.redfish import RedfishPower
+        from joulegram.agent.sensors.bmc.redfish import redfish_power
         from joulegram.agent.sensors.bmc.redfish_client import Access
 
         access = Access(
@@ -149,11 +149,11 @@ def _slow(config: AgentConfig, clock: Clock) -> Iterator[tuple[str, Slow]]:
             config.redfish_ca,
             config.redfish_insecure,
         )
-        yield "Redfish", RedfishPower.of(access, clock, config.redfish_chassis)
+        yield "Redfish", redfish_power(access, clock, config.redfish_chassis)
     # A captured tree has no controller, and must not ask this machine's own.
     dev = Path("/dev") if config.sysfs == KERNELS_SYSFS else None
     if config.ipmi == "on" or (config.ipmi == "auto" and ipmi.likely(config.sysfs, dev)):
-        yield "IPMI", IpmiPower(Dcmi(clock, ipmi.programs()))
+        yield "IPMI", ipmi_power(Dcmi(clock, ipmi.programs()))
 
 
 def _nothing() -> tuple[str, str]:

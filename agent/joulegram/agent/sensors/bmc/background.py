@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorDenied, SensorFailed
@@ -118,3 +119,29 @@ class Background:
         finally:
             with contextlib.suppress(Exception):
                 self._end()
+
+
+@dataclass(slots=True)
+class SlowPlatform:
+    """The power of the whole node, from whoever is slow to tell it. Asks nobody before `sample`.
+
+    Args:
+        ask: asks now; blocks for some seconds. Raises SensorDenied, SensorFailed.
+    """
+
+    background: Background
+    ask: Callable[[], Sample]
+    device: str = field(default="platform", init=False)
+    component: str = field(default="other", init=False)
+    max_power_w: float = field(default=0.0, init=False)
+    floor_w: float = field(default=0.0, init=False)
+    quality: str = field(default="derived", init=False)
+    averaged_s: float = field(default=0.0, init=False)
+
+    def sample(self) -> Sample:
+        """From memory. Raises: SensorDenied, SensorFailed."""
+        return self.background.sample()
+
+    def close(self) -> None:
+        """End the thread, and what it holds open."""
+        self.background.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.sensors.bmc.background import Background
+from joulegram.agent.sensors.bmc.background import Background, SlowPlatform
 from joulegram.agent.sensors.sensor import Sample
 
 PROGRAMS = (
@@ -162,36 +162,10 @@ class Dcmi:
         return output
 
 
-@dataclass(slots=True)
-class IpmiPower:
-    """The platform's power from its own management controller. Asks nobody before `sample`."""
-
-    dcmi: Dcmi
-    every_s: float = 5.0
-    stale_s: float = 20.0
-    device: str = field(default="platform", init=False)
-    component: str = field(default="other", init=False)
-    max_power_w: float = field(default=0.0, init=False)
-    floor_w: float = field(default=0.0, init=False)
-    quality: str = field(default="derived", init=False)
-    averaged_s: float = field(default=0.0, init=False)
-    _background: Background = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._background = Background(
-            "IPMI", self.dcmi.ask, self.dcmi.clock, self.every_s, self.stale_s
-        )
-
-    def sample(self) -> Sample:
-        """Raises: SensorDenied, SensorFailed."""
-        return self._background.sample()
-
-    def ask(self) -> Sample:
-        """Ask now; blocks for some seconds. Raises: SensorDenied, SensorFailed."""
-        return self.dcmi.ask()
-
-    def close(self) -> None:
-        self._background.close()
+def ipmi_power(dcmi: Dcmi, every_s: float = 5.0, stale_s: float = 20.0) -> SlowPlatform:
+    """The platform's power from its own management controller."""
+    background = Background("IPMI", dcmi.ask, dcmi.clock, every_s, stale_s)
+    return SlowPlatform(background, dcmi.ask)
 
 
 def _output(process: "subprocess.Popen[bytes]", within_s: float) -> tuple[bytes, bool]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorFailed
-from joulegram.agent.sensors.bmc.background import Background, Later
+from joulegram.agent.sensors.bmc.background import Background, Later, SlowPlatform
 from joulegram.agent.sensors.bmc.redfish_client import ROOT, Access, NotThere, RedfishClient
 from joulegram.agent.sensors.sensor import Sample
 
@@ -262,6 +262,14 @@ class NodePower:
             sum_w += watts
         return Sample(round(sum_w * 1e6), at_ns)
 
+    def ask_until_it_moves(self) -> Sample:
+        """One reading; blocks. Raises: SensorDenied, SensorFailed."""
+        for wait_s in (0.0, 2.0, 8.0):
+            self.clock.wait(threading.Event(), wait_s)
+            if (sample := self.ask()) is not None:
+                return sample
+        raise SensorFailed("it tells an energy only, which has not moved for 10 s.")
+
     def _mean_w(self, path: str, energy_j: float, at_ns: int) -> float | None:
         """Mean power since the energy last moved."""
         before = self._energies.get(path)
@@ -273,46 +281,17 @@ class NodePower:
         return _power((energy_j - before[0]) / ((at_ns - before[1]) / 1e9))
 
 
-@dataclass(slots=True)
-class RedfishPower:
-    """The platform's power over the network. Asks nobody before `sample`."""
-
-    node: NodePower
-    every_s: float = 5.0
-    stale_s: float = 30.0
-    device: str = field(default="platform", init=False)
-    component: str = field(default="other", init=False)
-    max_power_w: float = field(default=0.0, init=False)
-    floor_w: float = field(default=0.0, init=False)
-    quality: str = field(default="derived", init=False)
-    averaged_s: float = field(default=0.0, init=False)
-    _background: Background = field(init=False)
-
-    def __post_init__(self) -> None:
-        node = self.node
-        self._background = Background(
-            "Redfish", node.ask, node.clock, self.every_s, self.stale_s, node.client.close
-        )
-
-    @classmethod
-    def of(cls, access: Access, clock: Clock, chassis: Sequence[str] = ()) -> "RedfishPower":
-        return cls(NodePower(RedfishClient(access), clock, chassis))
-
-    def sample(self) -> Sample:
-        """Raises: SensorDenied, SensorFailed."""
-        return self._background.sample()
-
-    def ask(self) -> Sample:
-        """Ask now; blocks for some seconds. Raises: SensorDenied, SensorFailed."""
-        for wait_s in (0.0, 2.0, 8.0):
-            self.node.clock.wait(threading.Event(), wait_s)
-            if (sample := self.node.ask()) is not None:
-                return sample
-        raise SensorFailed("it tells an energy only, which has not moved for 10 s.")
-
-    def close(self) -> None:
-        """End the session with the controller."""
-        self._background.close()
+def redfish_power(
+    access: Access,
+    clock: Clock,
+    chassis: Sequence[str] = (),
+    every_s: float = 5.0,
+    stale_s: float = 30.0,
+) -> SlowPlatform:
+    """The platform's power over the network. The session with the controller ends with it."""
+    node = NodePower(RedfishClient(access), clock, chassis)
+    background = Background("Redfish", node.ask, clock, every_s, stale_s, node.client.close)
+    return SlowPlatform(background, node.ask_until_it_moves)
 
 
 def _members(get: Get, root: Document, name: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 Reads  <sysfs>/class/drm/card*/device/{vendor,uevent,unique_id,gpu_busy_percent,drm/renderD*},
        its hwmon*/{name,energy*_{input,label},power1_{average,input,cap_max,rated_max,max}},
-       in*_label; the users' files: drm_clients.py, kfd.py
+       in*_label; the users' files: clients.py, kfd.py
 Format https://docs.kernel.org/gpu/amdgpu/thermal.html (power1_average, power1_input; uW)
        Documentation/ABI/testing/sysfs-driver-intel-{i915,xe}-hwmon (energy*_input; uJ)
 

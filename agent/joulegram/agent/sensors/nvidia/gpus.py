@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: energy from the board's counter, users from the driver (nvidia_users.py).
+"""NVIDIA GPUs: energy from the board's counter, users from the driver (users.py).
 
 Reads  NVML through NVIDIA's own binding: nvmlDeviceGetTotalEnergyConsumption (Volta and later),
        else field NVML_FI_DEV_POWER_INSTANT, else nvmlDeviceGetPowerUsage

@@ -7,7 +7,7 @@ in equal parts to whoever has it open, and where it has not even that, its time 
 `modelled`.
 
 Compute, graphics and MPS processes count as having it open. GPUs in MIG mode: mig_users.py.
-What ended between two looks is owed what accounting mode says: gpu_accounting.py.
+What ended between two looks is owed what accounting mode says: accounting.py.
 """
 
 from collections.abc import Mapping, Sequence
