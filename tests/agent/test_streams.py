@@ -5,7 +5,6 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -29,12 +28,6 @@ from tests.servers import wait_until
 OK, GONE, FULL = (
     grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
 )  # fmt: skip
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    with contextlib.closing(Spool.open(tmp_path, "n1")) as spool:
-        yield spool
 
 
 @contextlib.contextmanager

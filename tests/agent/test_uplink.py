@@ -6,7 +6,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -27,12 +26,6 @@ from tests.agent.played_collector import (
     refuse,
 )
 from tests.servers import free_port, wait_until
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[Spool]:
-    with contextlib.closing(Spool.open(tmp_path, "n1")) as spool:
-        yield spool
 
 
 @contextlib.contextmanager
