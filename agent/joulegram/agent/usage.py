@@ -225,7 +225,7 @@ class Usage:
         if self._interrupts is not None:
             before_ns, counted_ns = self._interrupts
             used_ns = times.interrupts_ns - counted_ns
-            if used_ns > 0:
+            if used_ns > 0 and self._possible(used_ns, before_ns, now_ns):
                 for window, part, _ in timeline.spread(used_ns, before_ns, now_ns):
                     _add(window.owner_ns, NOBODY, part)
         self._interrupts = now_ns, times.interrupts_ns
