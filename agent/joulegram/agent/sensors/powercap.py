@@ -64,7 +64,7 @@ class RaplZone:
         except PermissionError as exc:
             raise SensorDenied(
                 f"cannot read {path}: energy counters are root-only since Linux 5.10. Run the "
-                "agent as root or give it CAP_DAC_READ_SEARCH."
+                "agent as root or give it CAP_DAC_READ_SEARCH (the unit in deploy/systemd does)."
             ) from exc
         except (OSError, Torn) as exc:
             raise SensorFailed(f"cannot read {path}: {exc}") from exc
