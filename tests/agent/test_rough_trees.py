@@ -162,3 +162,54 @@ def test_a_jobs_user_is_not_root_because_its_helper_came_first(machine):
     frames = machine.play(4, {1.2: start})
     (user,) = [w.user for w in frames[-1].workloads if w.kind == "slurm"]
     assert user == str(stranger)
+
+
+def test_a_counter_that_is_torn_at_one_tick_gives_nothing_to_the_parents(machine):
+    """What the cgroups above counted meanwhile is held back with it."""
+    counter = machine._group_folder("/system.slice/steady.service") / "cpu.stat"
+    write, torn = machine._write_groups, []
+
+    def write_all():
+        write()
+        if torn:
+            counter.write_text(torn.pop())
+
+    machine._write_groups = write_all
+    frames = machine.play(6, {2.4: lambda: torn.append("usage_us")}, tick_s=1.0, window_s=1.0)
+    assert [energy_j([frame], "systemd", "steady.service") for frame in frames] == [near(100)] * 6
+
+
+def test_a_counter_that_stays_nonsense_is_none(machine):
+    """Then its use is its parent's, who is not held back for good."""
+    counter = machine._group_folder("/system.slice/steady.service") / "cpu.stat"
+    machine.task(11, group=b"/system.slice/other.service", cores=1.0)
+    write, nonsense = machine._write_groups, []
+
+    def write_all():
+        write()
+        for text in nonsense:
+            counter.write_text(text)
+
+    machine._write_groups = write_all
+    frames = machine.play(12, {2.4: lambda: nonsense.append("usage_usec x\n")})
+    assert energy_j(frames[8:], "systemd", "other.service") == near(200)
+    assert energy_j(frames[8:], "systemd", "steady.service") == near(200)
+
+
+def test_a_process_whose_cgroup_file_comes_late_is_charged_to_it_from_its_first_use(machine):
+    write, late = machine._write_task, []
+
+    def write_task(task):
+        write(task)
+        if task.pid in late:
+            (machine.root / f"proc/{task.pid}/cgroup").unlink()
+
+    machine._write_task = write_task
+
+    def born():
+        late.append(11)
+        machine.task(11, group=b"/system.slice/new.service", cores=1.0)
+
+    frames = machine.play(6, {2.1: born, 3.1: late.clear})
+    assert energy_j(frames, "system") == pytest.approx(0, abs=2)
+    assert energy_j(frames[4:], "systemd", "new.service") == near(100)

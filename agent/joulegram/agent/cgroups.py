@@ -28,6 +28,7 @@ V1_CONTROLLERS = ("cpu,cpuacct", "cpuacct,cpu", "cpuacct")
 DEPTH_MAX = 32
 COUNTER_BYTES = 1024
 RETRIES_PER_SCAN = 40  # bounds the waiting for files that stay torn
+TORN_FOR = 5  # scans; then a counter is none
 FILES_SHARE = 4  # counters are kept open within a fourth of the files that may be
 # Cgroups beyond these count in their parents, which hold their use anyway.
 CGROUPS_MAX = 8192
@@ -52,6 +53,7 @@ class Cgroup:
     file: int = -1  # its counter, kept open
     raw: bytes = b""
     used_ns: int = -1  # its counter when last read well; -1: it has none that answers
+    torn: int = 0  # scans in a row that met it half written
     read_ns: int = 0  # monotonic
 
 
@@ -86,6 +88,7 @@ class Cgroups:
         self._before_ns: int | None = None
         self._files_left = raise_file_limit() // FILES_SHARE
         self._retries = 0
+        self._torn: list[str] = []  # of this scan
         self._walked_at = -1  # cgroups that the kernel counted before the last walk
         self._cut_short = False  # that walk left some out
         self._root_files: dict[str, int] = {}
@@ -100,8 +103,9 @@ class Cgroups:
             plausible_ns: what a cgroup can have used since the last scan; one that appears
                 with more was there before, unseen, and is charged from here on.
         """
-        changes: list[Change] = []
+        changes: dict[str, Change] = {}
         self._retries = RETRIES_PER_SCAN
+        self._torn = []
         self.moved, self.reshaped = [], False
         counted = self._descendants() if self.kernels else -1
         begun_ns = self._clock.mono_ns()
@@ -121,9 +125,19 @@ class Cgroups:
             self._walked_at = counted
             self._look_around(plausible_ns, changes, new_only=counted >= 0)
         self._before_ns = self._clock.mono_ns()
-        return changes
+        for path in self._torn:
+            self._hold_above(path, changes)
+        return list(changes.values())
 
-    def _look_around(self, plausible_ns: int, changes: list[Change], new_only: bool) -> None:
+    def _hold_above(self, path: str, changes: dict[str, Change]) -> None:
+        """Take back what the cgroups above said: this one's part of it is not known yet."""
+        while path := _above(path):
+            if (change := changes.pop(path, None)) is not None:
+                group = self._known[path]
+                group.used_ns -= change.used_ns
+                group.read_ns = change.since_ns
+
+    def _look_around(self, plausible_ns: int, changes: dict[str, Change], new_only: bool) -> None:
         present: set[str] = set()
         for path, inode in self._walk():
             present.add(path)
@@ -140,7 +154,7 @@ class Cgroups:
         for path in self._known.keys() - present:
             self._drop(self._known[path])
 
-    def _take(self, group: Cgroup, plausible_ns: int, changes: list[Change]) -> None:
+    def _take(self, group: Cgroup, plausible_ns: int, changes: dict[str, Change]) -> None:
         counted = group.used_ns >= 0
         used_ns = self._value(group)
         self.reshaped |= counted != (group.used_ns >= 0 or used_ns is not None)
@@ -159,7 +173,8 @@ class Cgroups:
         self.moved.append(group.path)
         if 0 <= before_ns < used_ns and (owner := self.owner(group.path)) is not None:
             parent = self.owner(_above(group.path))
-            changes.append(Change(owner, parent, since_ns, now_ns, used_ns - before_ns))
+            change = Change(owner, parent, since_ns, now_ns, used_ns - before_ns)
+            changes[group.path] = change
 
     def _drop(self, group: Cgroup) -> None:
         self._close(group)
@@ -280,7 +295,7 @@ class Cgroups:
         for attempt in range(ATTEMPTS):
             if attempt:
                 if self._retries <= 0:
-                    return None
+                    break
                 self._retries -= 1
                 time.sleep(PAUSE_S)
             try:
@@ -293,7 +308,13 @@ class Cgroups:
                 return group.used_ns
             if (value := self._read(raw)) is not None:
                 group.raw = raw
+                group.torn = 0
                 return value
+        group.torn += 1
+        if group.torn > TORN_FOR:  # nonsense, rather
+            group.used_ns = -1
+        elif group.used_ns >= 0:
+            self._torn.append(group.path)
         return None
 
     def _bytes(self, group: Cgroup) -> bytes:

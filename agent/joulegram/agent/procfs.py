@@ -39,6 +39,7 @@ RETRIES_PER_SCAN = 40  # bounds the waiting for files that stay torn
 MET_PER_SCAN = 1000  # a fork storm's processes are met over several ticks, in their order
 READ_PER_SCAN = 20_000  # more take turns
 LIST_EVERY = 60  # ticks, even where nothing was forked: what may be seen changes, too
+HALF_MADE_LOOKS = 3
 KEEP_OPEN_AFTER = 5  # times that a process was asked for its cgroup
 # Looking at a pid costs a few times what listing one does, and nobody may be there any more.
 LOOKS_SHARE, LOOKS_MIN = 4, 16
@@ -147,6 +148,7 @@ class Processes:
         self._unread: set[int] = set()  # were there from the start, and could not be read yet
         self._now_ns: int | None = None  # the last scan
         self._before_ns: int | None = None  # the one before
+        self._half_made: dict[int, int] = {}  # pids whose `cgroup` is not there yet: looks
         self._descriptors = max(0, raise_file_limit() * 3 // 4 - DESCRIPTORS_LEFT_FREE)
         self._spare = self._descriptors // 2  # for one file of each process
         self._retries = 0
@@ -372,6 +374,12 @@ class Processes:
             if self._before_ns is None:
                 self._unread.add(pid)
             return False
+        if not self._settled(pid):
+            self._let_go(file)
+            self.list_again()
+            if self._before_ns is None:
+                self._unread.add(pid)
+            return False
         process = Process(pid, int(fields[19]), file=file)
         self._note(process, raw, fields)
         self._known[pid] = process
@@ -382,6 +390,19 @@ class Processes:
             since_ns = self._before_ns or scan.at_ns
             scan.changes.append(Change(process, since_ns, process.used_ns, process.reaped_ns))
         return True
+
+    def _settled(self, pid: int) -> bool:
+        """Whether it can be told whose it is: a played tree's folder may be half made."""
+        looks = self._half_made.pop(pid, 0)
+        if self.counts_forks or looks >= HALF_MADE_LOOKS or len(self._half_made) >= MET_PER_SCAN:
+            return True
+        try:
+            made = read_file(f"{self._root}/{pid}/cgroup") != b""
+        except OSError:
+            made = False
+        if not made:
+            self._half_made[pid] = looks + 1
+        return made
 
     def _note(self, process: Process, raw: bytes, fields: list[bytes]) -> None:
         name = raw[raw.index(b"(") + 1 : raw.rindex(b")")]
