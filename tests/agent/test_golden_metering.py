@@ -386,6 +386,21 @@ def test_a_clock_set_back_within_a_window_makes_two_frames_of_it(machine):
     )
 
 
+def test_a_clock_step_that_is_seen_late_stretches_no_window(machine):
+    machine.zone("intel-rapl:0", "package-0", watts=100)
+    clock = Clock()
+
+    def back_and_late():
+        clock.wall -= 300_000_000
+        clock.late_ms = 2700
+
+    frames = machine.play(6, {1.6: back_and_late}, clock)
+    for frame in frames:
+        assert device_j([frame], "cpu0") <= 100 * frame.window_ms / 1000 * 1.01
+    covered_s = sum(f.devices[0].coverage * f.window_ms / 1000 for f in frames)
+    assert device_j(frames, "cpu0") == near(100 * covered_s)
+
+
 def test_windows_are_aligned_and_first_frame_is_the_first_whole_window(machine):
     machine.zone("intel-rapl:0", "package-0", watts=100)
     clock = Clock(wall=START_NS + 400_000_000)

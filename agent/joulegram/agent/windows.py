@@ -86,18 +86,19 @@ class Timeline:
     def advance(self, wall_ns: int, mono_ns: int) -> None:
         """Bring the windows up to now."""
         offset_ns = wall_ns - mono_ns
-        moved_ns = offset_ns - self._offset_ns
-        behind_ns = mono_ns - self.open[-1].end_ns
-        self._offset_ns = offset_ns
-        too_far = behind_ns > CATCH_UP_WINDOWS * self._window_ms * NS_PER_MS
-        if abs(moved_ns) > CLOCK_STEP_NS or too_far:
-            self._restart(wall_ns, mono_ns)
-            return
+        stepped = abs(offset_ns - self._offset_ns) > CLOCK_STEP_NS
         last = self.open[-1]
-        last.end_ns = (last.start_ms + last.length_ms) * NS_PER_MS - offset_ns
-        while mono_ns >= self.open[-1].end_ns:
+        if not stepped:
+            self._offset_ns = offset_ns
+            last.end_ns = (last.start_ms + last.length_ms) * NS_PER_MS - offset_ns
+        too_far = mono_ns - last.end_ns > CATCH_UP_WINDOWS * self._window_ms * NS_PER_MS
+        # A step was just now, as far as anybody knows: windows that ended before it are whole.
+        while mono_ns >= self.open[-1].end_ns and not too_far:
             last = self.open[-1]
             self.open.append(self._window(last.start_ms + last.length_ms, last.end_ns))
+        if stepped or too_far:
+            self._offset_ns = offset_ns
+            self._restart(wall_ns, mono_ns)
 
     def close(self, mono_ns: int) -> None:
         """End the newest window now, for good: the agent stops."""
@@ -135,9 +136,10 @@ class Timeline:
     def _restart(self, wall_ns: int, mono_ns: int) -> None:
         self.steps += 1
         last = self.open[-1]
-        if last.begin_ns >= mono_ns:  # the first window has not begun
+        if last.begin_ns >= mono_ns:  # it has not begun
             self.open.pop()
-            self.born_ns = mono_ns
+            if not self.open:
+                self.born_ns = mono_ns
         else:
             last.end_ns, last.whole = mono_ns, False
         start_ms = wall_ns // NS_PER_MS // self._window_ms * self._window_ms
