@@ -167,7 +167,8 @@ def test_a_jobs_user_is_not_root_because_its_helper_came_first(machine):
 def test_a_counter_that_is_torn_at_one_tick_gives_nothing_to_the_parents(machine):
     """What the cgroups above counted meanwhile is held back with it."""
     counter = machine._group_folder("/system.slice/steady.service") / "cpu.stat"
-    write, torn = machine._write_groups, []
+    torn: list[str] = []
+    write = machine._write_groups
 
     def write_all():
         write()
@@ -183,7 +184,8 @@ def test_a_counter_that_stays_nonsense_is_none(machine):
     """Then its use is its parent's, who is not held back for good."""
     counter = machine._group_folder("/system.slice/steady.service") / "cpu.stat"
     machine.task(11, group=b"/system.slice/other.service", cores=1.0)
-    write, nonsense = machine._write_groups, []
+    nonsense: list[str] = []
+    write = machine._write_groups
 
     def write_all():
         write()

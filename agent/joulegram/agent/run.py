@@ -21,7 +21,7 @@ from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
 
-STOP_WITHIN_S = 3.0
+STOP_WITHIN_S = 2.0
 UNWRITTEN_MAX = 60  # frames kept in memory while the disk takes none
 FLOORS_EVERY_MS = 600_000  # learnt idle floors are written so often, and at the end
 

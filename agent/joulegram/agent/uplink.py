@@ -35,6 +35,7 @@ METHOD = "/joulegram.v1.TelemetryService/Report"
 IN_FLIGHT = 8  # frames sent and not acknowledged
 BACKLOG = IN_FLIGHT // 2
 CONNECT_TIMEOUT_S = 5.0
+STARTS_WITHIN_S = 5.0  # a collector that was started with us is not missed before
 SPREAD_MS = 2000  # over so long after a window's end the nodes' frames are spread
 STATES = ("connecting", "connected", "waiting", "stopped")
 
@@ -184,6 +185,7 @@ class Uplink:
         self._stopping = threading.Event()
         self._flush_until_s = 0.0  # monotonic; read once `_stopping` is set
         self._rarely = Rarely(log)
+        self._began_s = time.monotonic()
         self._stream: _Stream | None = None
         self._cancel: Callable[[], object] = lambda: None
         self._state = "connecting"
@@ -298,13 +300,14 @@ class Uplink:
             socket.create_connection(self._address, CONNECT_TIMEOUT_S).close()
         except OSError as exc:
             unknown = isinstance(exc, socket.gaierror)
-            self._rarely.warn(
-                "unresolved" if unknown else "unreached",
-                "no way to the collector at %s: %s%s. Frames wait in the spool; trying again.",
-                self._target,
-                "its name does not resolve: " if unknown else "",
-                exc,
-            )
+            if unknown or time.monotonic() - self._began_s > STARTS_WITHIN_S:
+                self._rarely.warn(
+                    "unresolved" if unknown else "unreached",
+                    "no way to the collector at %s: %s%s. Frames wait in the spool; trying again.",
+                    self._target,
+                    "its name does not resolve: " if unknown else "",
+                    exc,
+                )
             return "resolve" if unknown else "connect"
         return None
 

@@ -146,11 +146,11 @@ def test_what_is_no_answer_costs_the_names_alone(tmp_path, authority, answer, wo
 
 def test_one_that_drips_is_given_up_in_time(tmp_path, authority):
     with serving_tls(lambda *_: ALL, context(authority), drip_s=0.05) as heard:
-        source = kubelet(heard, tmp_path, authority, timeout_s=0.3)
+        source = kubelet(heard, tmp_path, authority, timeout_s=3.0)
         began = time.monotonic()
         source.about(Owner("kubernetes", POD))
-        assert time.monotonic() - began < 0.2  # nobody waits for it
-        wait_until(lambda: "no answer within 0.3 s" in source.asking.trouble, "trouble")
+        assert time.monotonic() - began < 2.5  # nobody waits for it
+        wait_until(lambda: "no answer within 3 s" in source.asking.trouble, "trouble")
         source.close()
 
 
@@ -162,7 +162,7 @@ def test_one_that_never_answers_does_not_hold_up_the_end(tmp_path, authority):
         wait_until(lambda: bool(heard.requests), "the question")
         began = time.monotonic()
         source.close()
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 20.0  # it would have waited 30
         free.set()
 
 
