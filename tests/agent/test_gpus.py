@@ -42,6 +42,7 @@ class PlayedGpu:
     floor_w: float = 0.0
     quality: str = "measured"
     modelled: bool = False
+    part: str = "{slices}g"  # how an instance is named
     counted_s: float = 0.0
     looked_s: float = 0.0
 
@@ -61,7 +62,7 @@ class PlayedGpu:
         opened = [
             GpuOpen(
                 pid,
-                f"{self.slices[pid]}g" if pid in self.slices else "",
+                self.part.format(pid=pid, slices=self.slices[pid]) if pid in self.slices else "",
                 self.slices.get(pid, 7) / 7,
             )
             for pid in self.opened
@@ -133,6 +134,18 @@ def test_the_floor_of_slices_that_nobody_holds_is_nobodys(machine):
     assert gpu_j(frames, "slurm", id="1") == near(3 * 330)
     assert gpu_j(frames, "idle", holder="1") == near(3 * 10)
     assert gpu_j(frames, "idle") == near(3 * 60)
+
+
+def test_a_gpu_of_which_every_slice_is_held_leaves_nothing_to_nobody(machine):
+    pids = range(10, 17)
+    for pid in pids:
+        machine.task(pid, b"infer", f"/slurm/uid_1000/job_{pid}/step_0".encode())
+    slices = dict.fromkeys(pids, 1)
+    gpu = PlayedGpu(machine, 700.0, slices=slices, opened=list(pids), part="MIG-{pid}")
+    for frame in machine.play(3, sensors=[gpu], idle_w={"gpu:GPU-1": 700.0}):
+        idle = [r for r in rows(frame) if r["kind"] == "idle"]
+        assert [r["gpu_uj"] for r in idle if r["holder"] == -1] == []
+        assert [round(r["gpu_uj"] / 1e6) for r in idle] == [100] * 7
 
 
 def test_a_process_that_ended_since_it_was_seen_is_still_charged_to_its_workload(machine):

@@ -73,7 +73,8 @@ class Share:
 
 
 IDLE, NOBODY = -1, -2
-WHOLE = 1_000_000_000  # a GPU, so fine that seven sevenths of it leave no microjoule over
+WHOLE = 1_000_000_000  # parts of a GPU...
+ROUNDING = 1_000  # ...of which so few are what seven sevenths leave over, and held by all of them
 
 
 def split_uj(energy_uj: int, weights: Sequence[int]) -> list[int]:
@@ -163,7 +164,8 @@ def _share_gpu(gpu: Device, index: int, work: GpuWork) -> tuple[Device, list[Sha
         shares.append(Share(NOBODY, 0, 0, gpu=index, gpu_uj=active_uj))
     # What nobody holds keeps its part of the floor; of what was drawn beyond it, unheld
     # slices drew nothing that is known.
-    floor = split_uj(gpu.idle_uj, [*held.values(), max(0, WHOLE - sum(held.values()))])
+    unheld = WHOLE - sum(held.values())
+    floor = split_uj(gpu.idle_uj, [*held.values(), unheld if unheld > ROUNDING else 0])
     beyond = split_uj(unused_uj, list(held.values())) if unused_uj else [0] * len(held)
     for holder, floor_uj, beyond_uj in zip(held, floor, beyond, strict=False):
         uj = floor_uj + beyond_uj
