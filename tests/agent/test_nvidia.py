@@ -185,6 +185,13 @@ def test_whoever_opens_it_counts_once(machine):
     assert [p.pid for p in machine.look().opened] == [1, 2, 3]
 
 
+def test_whoever_uses_it_has_it_open_where_the_driver_lists_nobody(machine):
+    machine.begin(A + f"sample 1 {at(0)} 100\n")
+    machine.look()
+    machine.play(A + f"sample 1 {at(0.5)} 50\n", 0.5)
+    assert [p.pid for p in machine.look().opened] == [1]
+
+
 def test_mps_clients_share_by_their_own_use(machine):
     clients = "process compute 9\nprocess mps 1\nprocess mps 2\n"
     machine.begin(A + clients)

@@ -94,6 +94,8 @@ class Users:
             weights = dict(busy_ns)
         else:
             busy_ns, weights = self._split_use(pids, elapsed_ns)
+        # Whoever uses it has it open, also where the driver lists nobody.
+        open_by = pids or list(busy_ns)
         modelled = samples is None and any(weights.values())
         if self._accounting is not None:
             for pid, ns in self._accounting.owed_ns(pids, busy_ns, elapsed_ns).items():
@@ -102,7 +104,7 @@ class Users:
         uses = [
             GpuUse(pid, busy_ns.get(pid, 0), weight) for pid, weight in weights.items() if weight
         ]
-        return GpuLook(uses, [GpuOpen(pid, "", 1.0) for pid in pids], modelled)
+        return GpuLook(uses, [GpuOpen(pid, "", 1.0) for pid in open_by], modelled)
 
     def _split_use(
         self, pids: Sequence[int], elapsed_ns: int
