@@ -163,6 +163,12 @@ def test_only_so_many_processes_of_a_job_are_looked_into(tmp_path):
             {"SLURM_JOB_ID": "9", "CUDA_VISIBLE_DEVICES": "MIG-GPU-8a/1/0"},
             Known(reserved_gpus=("MIG-GPU-8a/1/0",)),
         ),
+        (  # the number is that of a MIG device among all of the node's
+            "slurm",
+            "9",
+            {"SLURM_JOB_ID": "9", "SLURM_JOB_GPUS": "1", "CUDA_VISIBLE_DEVICES": "MIG-aaaa-2"},
+            Known(reserved_gpus=("MIG-aaaa-2",)),
+        ),
     ],
 )
 def test_schedulers_and_their_words(tmp_path, kind, job, variables, known):

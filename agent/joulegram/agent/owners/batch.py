@@ -207,8 +207,12 @@ def _same(owner: Owner, job: str) -> bool:
 
 
 def _devices(lists: list[str]) -> tuple[str, ...]:
-    """The first list that names devices."""
-    for listed in lists:
+    """The first list that names devices.
+
+    Parts of GPUs go first: where GPUs are cut into MIG devices, Slurm's numbers count those, and
+    are not the numbers of GPUs.
+    """
+    for listed in sorted(lists, key=lambda listed: "MIG-" not in listed):
         names = [name.strip() for name in listed.split(",")]
         if "-" in listed and (ranged := indices(listed)):
             names = [str(n) for n in ranged]
