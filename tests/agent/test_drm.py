@@ -207,6 +207,21 @@ def test_an_hwmon_that_only_its_class_lists_is_found(tree):
     assert gpu.read_uj() == 77
 
 
+def test_without_any_card_hwmon_alone_tells(tree):
+    for number, name in enumerate(["coretemp", "amdgpu", "xe"]):
+        folder = tree.sys / f"class/hwmon/hwmon{number}"
+        folder.mkdir(parents=True)
+        (folder / "name").write_text(f"{name}\n")
+        (folder / "power1_average").write_text(f"{(50 + number) * 10**6}\n")
+    gpus = find(tree.sys, tree.proc, tree.clock)
+    assert [(g.device, g.sample().power_uw) for g in gpus] == [
+        ("gpu:hwmon1", 51 * 10**6),
+        ("gpu:hwmon2", 52 * 10**6),
+    ]
+    tree.amdgpu()
+    assert [g.device for g in find(tree.sys, tree.proc, tree.clock)] == [f"gpu:{AMD}"]
+
+
 def test_a_card_whose_address_nothing_tells_is_metered(tree):
     folder = tree.sys / "class/drm/card0/device"
     tree.hwmon(folder, 0, "amdgpu", power1_input=90 * 10**6)

@@ -38,8 +38,9 @@ from joulegram.agent.sensors.hwmon import line, optional, read_micro
 from joulegram.agent.sensors.sensor import Sample
 
 AMD, INTEL = "0x1002", "0x8086"
-DRIVERS = ("amdgpu", "i915", "xe")
+DRIVERS = {"amdgpu": AMD, "i915": INTEL, "xe": INTEL}
 CARD = re.compile(r"card\d{1,4}")
+HWMON = re.compile(r"hwmon\d{1,4}")
 SLOT = re.compile(r"^PCI_SLOT_NAME=(.+)$", re.M)
 MI300A = "0x74a0"
 ENERGIES = ("card", "", "pkg")  # labels, best first
@@ -223,10 +224,9 @@ def cards(sysfs: Path) -> list[Card]:
     """Every AMD or Intel GPU, each once, in the order of KFD, then of their addresses."""
     nodes = kfd.nodes(sysfs)
     found: dict[str, Card] = {}
-    try:
-        folders = [path for path in (sysfs / "class/drm").iterdir() if CARD.fullmatch(path.name)]
-    except OSError:
-        return []
+    folders = _entries(sysfs / "class/drm", CARD)
+    if not folders:  # what captured a tree, or a container, may leave out who draws
+        folders = [h for h in _entries(sysfs / "class/hwmon", HWMON) if line(h / "name") in DRIVERS]
     for folder in sorted(folders, key=lambda path: (len(path.name), path.name)):
         card = _card(sysfs, folder, nodes)
         if card and card.address not in found:
@@ -234,9 +234,15 @@ def cards(sysfs: Path) -> list[Card]:
     return _distinct(sorted(found.values(), key=lambda card: _order(card, nodes)))
 
 
+def _entries(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return [path for path in folder.iterdir() if name.fullmatch(path.name)]
+    return []
+
+
 def _card(sysfs: Path, folder: Path, nodes: Sequence[kfd.Node]) -> Card | None:
     device = folder / "device"
-    vendor = line(device / "vendor")
+    vendor = line(device / "vendor") or DRIVERS.get(line(folder / "name"), "")
     if vendor not in (AMD, INTEL):
         return None
     # Without an address it can be metered still, and nobody be told to use it.
