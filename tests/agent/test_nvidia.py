@@ -95,6 +95,15 @@ def test_a_time_that_stands_still_under_new_values_is_not_believed(machine):
     assert machine.read() == [200_000_000, first_ns + 2_000_000_000]
 
 
+def test_a_power_dated_by_another_clock_was_measured_when_it_was_read(machine):
+    machine.begin("gpu GPU-a\ninstant_mw 100000 5000000\n")
+    _, first_ns = machine.read()
+    machine.play("gpu GPU-a\ninstant_mw 200000 7000000\n", 2)
+    assert machine.read() == [200_000_000, first_ns + 2_000_000_000]
+    machine.begin("gpu GPU-a\ninstant_mw 100000\n")
+    assert machine.read()[1] == first_ns, "as where no other time is told"
+
+
 # Use
 
 

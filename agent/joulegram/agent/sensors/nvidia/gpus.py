@@ -32,6 +32,8 @@ AMPERE, GA100 = 7, (8, 0)  # NVML_DEVICE_ARCH_AMPERE; compute capability of the 
 # nvmlDeviceGetPowerUsage: "On Ampere (except GA100) or newer GPUs, the API returns power averaged
 # over 1 sec interval. On GA100 and older architectures, instantaneous power is returned."
 AVERAGED_S = 1.0
+# A power that is older was dated by another clock than ours.
+OLDEST_US = 10_000_000
 # The first session wakes GPUs up that nobody uses: a second or two for each.
 FIRST_PATIENCE_S = 30.0
 
@@ -111,7 +113,7 @@ class SampledNvidia:
         self._stamps_lie = self._stamps_lie or (at_us == before_us and power_mw != before_mw)
         self._told = power_mw, at_us
         age_us = wall_us - at_us
-        if self._stamps_lie or at_us <= 0 or age_us < 0:
+        if self._stamps_lie or not 0 <= age_us <= OLDEST_US:
             age_us = 0
         return Sample(UW_PER_MW * power_mw, now_ns - 1000 * age_us)
 
