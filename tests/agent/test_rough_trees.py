@@ -109,7 +109,7 @@ def test_a_cgroups_name_may_hold_what_ends_a_line(machine, name):
     assert energy_j(frames, "systemd", pid=20) == near(100)
 
 
-def test_counters_that_come_later_end_the_model(tmp_path):
+def test_counters_that_come_later_end_the_model(tmp_path, caplog):
     machine = Machine(tmp_path, cpus=8)
     machine.task(10, cores=1.0)
 
@@ -122,6 +122,11 @@ def test_counters_that_come_later_end_the_model(tmp_path):
     last = frames[-1].devices
     assert [(d.name, d.quality) for d in last] == [("cpu0", "measured"), ("cpu1", "measured")]
     assert device_j(frames[-1:], "cpu0") == near(100)
+    said = [record.message for record in caplog.records]
+    assert [("estimated" in text, "measured now" in text) for text in said] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 def test_a_platform_that_was_not_read_was_not_cut(machine):

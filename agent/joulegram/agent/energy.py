@@ -86,6 +86,10 @@ class Devices:
                 del self.metered[name]
         if sensor.device in self.metered:
             return
+        if sensor.quality == MODELLED:
+            log.warning(
+                "%s is estimated from load, not measured: `joulegram check` says why", sensor.device
+            )
         self.metered[sensor.device] = MeteredDevice(
             sensor, history_of(sensor, self.tick_s), self._known_floor_uw(sensor)
         )
