@@ -401,6 +401,24 @@ def test_a_clock_step_that_is_seen_late_stretches_no_window(machine):
     assert device_j(frames, "cpu0") == near(100 * covered_s)
 
 
+def test_what_was_used_in_a_stall_too_long_to_make_up_comes_flagged(machine):
+    """No joule is lost, and none of them passes for the power of one second."""
+    machine.zone("intel-rapl:0", "package-0", watts=100, range_uj=10**15)
+    clock = Clock()
+
+    def stall():
+        clock.late_ms = 400_000
+
+    def go_on():
+        clock.late_ms = 2
+
+    frames = machine.play(6, {1.6: stall, 100.0: go_on}, clock)
+    assert [f.devices[0].late for f in frames] == [False, False, True, False, False, False]
+    assert device_j(frames, "cpu0") == near(100 * 405)
+    starts = [f.window_start_ms for f in frames]
+    assert starts[3] - starts[2] == 400_000
+
+
 def test_windows_are_aligned_and_first_frame_is_the_first_whole_window(machine):
     machine.zone("intel-rapl:0", "package-0", watts=100)
     clock = Clock(wall=START_NS + 400_000_000)

@@ -112,22 +112,32 @@ class Timeline:
         """Hand an amount out to the windows in which it happened.
 
         Yields: (window, its part, the time of it that lies in the window, ns). What lies in
-        windows already sent comes with the oldest open one and a time of 0; what lies before
-        the first window is nobody's.
+        windows already sent, or never made up, comes with the oldest open one, or the one
+        before, and a time of 0; what lies before the first window is nobody's.
         """
         if start_ns >= self.open[-1].begin_ns:  # nearly always
             yield self.open[-1], amount, end_ns - start_ns
             return
-        edges = [self.born_ns, *(window.begin_ns for window in self.open)]
+        begins = list(self._begins())
+        edges = [self.born_ns, *(begin_ns for begin_ns, _, _ in begins)]
         inside = [min(max(edge, start_ns), end_ns) for edge in edges]
         _unborn, sent, *parts = cut(amount, start_ns, end_ns, inside)
         if sent:
             yield self.open[0], sent, 0
-        for window, part, begin, end in zip(
-            self.open, parts, inside[1:], [*inside[2:], end_ns], strict=True
+        for (_, window, gathers), part, begin, end in zip(
+            begins, parts, inside[1:], [*inside[2:], end_ns], strict=True
         ):
             if end > begin:
-                yield window, part, end - begin
+                yield window, part, end - begin if gathers else 0
+
+    def _begins(self) -> Iterator[tuple[int, Window, bool]]:
+        """When each open window begins, and when one had ended, though the next began later."""
+        ended: Window | None = None
+        for window in self.open:
+            if ended is not None and ended.end_ns < window.begin_ns:
+                yield ended.end_ns, ended, False
+            yield window.begin_ns, window, True
+            ended = window
 
     def _window(self, start_ms: int, begin_ns: int) -> Window:
         end_ns = (start_ms + self._window_ms) * NS_PER_MS - self._offset_ns
@@ -140,7 +150,7 @@ class Timeline:
             self.open.pop()
             if not self.open:
                 self.born_ns = mono_ns
-        else:
+        elif mono_ns < last.end_ns:
             last.end_ns, last.whole = mono_ns, False
         start_ms = wall_ns // NS_PER_MS // self._window_ms * self._window_ms
         window = self._window(start_ms, mono_ns)
