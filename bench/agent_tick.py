@@ -162,8 +162,8 @@ def agent(
                 ended = program.poll()
                 program.terminate()
                 program.wait(20)
-        if ended is not None:
-            raise RuntimeError(f"the agent ended with {ended}: {log.read_text()}")
+                if ended is not None:  # whatever its measuring stumbled over
+                    raise RuntimeError(f"the agent ended with {ended}: {log.read_text()}")
 
 
 @contextlib.contextmanager

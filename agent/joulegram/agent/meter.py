@@ -84,6 +84,11 @@ class Meter:
                 ", ".join(unknown),
                 ", ".join(sorted(self.devices.metered)) or "none",
             )
+        if "platform" in config.idle_w:
+            log.warning(
+                "idle_w of platform has no effect: what is left of a platform goes by what its "
+                "parts draw. Give the parts their floors."
+            )
         self._boot_id = boot_id(config.procfs)
         self._blind = False  # processes cannot be read
         self.unsound = 0  # frames withheld because their sums did not hold

@@ -168,7 +168,7 @@ def _meaning(answer: Answer) -> list[Text]:
         lines.append(Text(f"only {', '.join(answer['components'])}", "yellow"))
     quality = answer["total"].get("quality")
     if quality == "modelled":
-        lines.append(Text("MODELLED: some energy is estimated from load, not measured", "yellow"))
+        lines.append(Text("MODELLED: some energy is estimated, not measured", "yellow"))
     if answer.get("simulated"):
         lines.append(Text("SIMULATED: some of it was made by a simulator", "yellow"))
     if answer.get("credits"):

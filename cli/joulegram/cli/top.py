@@ -103,7 +103,7 @@ def _header(now: Now) -> RenderableType:
         first.append("   ")
         first.append(" MODELLED ", style="black on yellow")
         share = now["modelled_share"]
-        what = "estimated from load" if share > 0.995 else f"{share:.0%} estimated from load"
+        what = "estimated" if share > 0.995 else f"{share:.0%} estimated"
         first.append(f" {what}, not measured")
     if now["simulated"]:
         first.append("   ")

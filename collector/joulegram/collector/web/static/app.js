@@ -97,7 +97,7 @@ function drawPower(now) {
   show(at("modelled-why"), modelled > 0);
   text(at("modelled-why"), modelled > 0.995
     ? "Estimated from load: no power sensor can be read here. joulegram check says why."
-    : percent(modelled) + " of these watts are estimated from load, not measured.");
+    : percent(modelled) + " of these watts are estimated, not measured.");
   show(at("simulated"), now.simulated);
 }
 
