@@ -145,7 +145,7 @@ def test_a_gpu_of_which_every_slice_is_held_leaves_nothing_to_nobody(machine):
     for frame in machine.play(3, sensors=[gpu], idle_w={"gpu:GPU-1": 700.0}):
         idle = [r for r in rows(frame) if r["kind"] == "idle"]
         assert [r["gpu_uj"] for r in idle if r["holder"] == -1] == []
-        assert [round(r["gpu_uj"] / 1e6) for r in idle] == [100] * 7
+        assert [round(int(r["gpu_uj"]) / 1e6) for r in idle] == [100] * 7
 
 
 def test_a_process_that_ended_since_it_was_seen_is_still_charged_to_its_workload(machine):

@@ -96,6 +96,9 @@ def test_the_short_cut_charges_every_workload_the_same_on_a_real_kernel(cgroup2)
         for program in programs:
             program.kill()
             program.wait()
+        for usage, _ in readers:
+            usage.processes.close()
+            usage.cgroups.close()
     short, whole = used_ns
     for key in (
         *(("systemd", f"{name}.service") for name in groups),

@@ -104,8 +104,10 @@ def test_ctrl_c_ends_the_live_view_well(running: RunningCollector) -> None:
 def read_until(terminal: int, wanted: bytes, timeout_s: float = 60.0) -> bytes:
     seen = b""
     deadline = time.monotonic() + timeout_s
+    poll = select.poll()
+    poll.register(terminal, select.POLLIN)
     while wanted not in seen:
         assert time.monotonic() < deadline, seen
-        if select.select([terminal], [], [], 0.2)[0]:
+        if poll.poll(200):
             seen += os.read(terminal, 65_536)
     return seen

@@ -96,6 +96,14 @@ class Cgroups:
         self.moved: list[str] = []  # whose counter is not known to have stood still
         self.reshaped = True  # a process's nearest counting cgroup may be another one now
 
+    def close(self) -> None:
+        """Let go of every file."""
+        for group in self._known.values():
+            self._close(group)
+        for file in self._root_files.values():
+            os.close(file)
+        self._root_files.clear()
+
     def scan(self, plausible_ns: int) -> list[Change]:
         """Read every cgroup's counter once, parents before children.
 

@@ -63,8 +63,8 @@ class Meter:
         self.epoch = secrets.randbits(64)
         self.seq = 0
         self.devices = Devices(self._clock, config.tick_s, config.idle_w, floors or Floors())
-        processes = Processes(config.procfs, counts_forks=kernels)
-        cgroups = Cgroups(config.cgroupfs, self._clock, kernels=kernels)
+        self._processes = processes = Processes(config.procfs, counts_forks=kernels)
+        self._cgroups = cgroups = Cgroups(config.cgroupfs, self._clock, kernels=kernels)
         self._identity = Identity(
             config.procfs,
             processes,
@@ -119,9 +119,11 @@ class Meter:
         self._identity.close()
 
     def close(self) -> None:
-        """End the threads that ask slow sensors and schedulers."""
+        """End the threads that ask slow sensors and schedulers; let go of every file."""
         self._machine.close()
         self._identity.close()
+        self._processes.close()
+        self._cgroups.close()
 
     def _read(self, timeline: Timeline) -> None:
         self.devices.tick(timeline)

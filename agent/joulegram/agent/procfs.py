@@ -168,6 +168,13 @@ class Processes:
     def all(self) -> Collection[Process]:
         return self._known.values()
 
+    def close(self) -> None:
+        """Let go of every file."""
+        for process in self._known.values():
+            self._let_go(process.file)
+            self._let_go(process.groups_file)
+            process.file = process.groups_file = -1
+
     def scan(
         self,
         now_ns: int,
