@@ -2,7 +2,7 @@
 
 Ours: resident memory of `joulegram agent` at the end of the churn, on a crowd of 1,000
 processes; reference: 60 MB. The second row is its growth over the last half of the churn.
-JOULEGRAM_BENCH_CHURN_S says how long (default 120 s; 1800 for the half hour of the promise).
+BENCH_CHURN_S says how long (default 120 s; 1800 for the half hour of the promise).
 """
 
 import os
@@ -37,7 +37,7 @@ while True:
 
 
 def run() -> list[dict[str, Any]]:
-    churn_s = float(os.environ.get("JOULEGRAM_BENCH_CHURN_S", "120"))
+    churn_s = float(os.environ.get("BENCH_CHURN_S", "120"))
     with (
         crowd(PROCESSES, BUSY),
         tempfile.TemporaryDirectory() as none,
