@@ -29,7 +29,8 @@ from joulegram.collector.validate import validate_all
 from joulegram.collector.writer import Store
 from joulegram.v1.telemetry_pb2 import Device, Frame, Rows, Workload
 
-LIMIT = 5.0
+LIMIT = 2.5
+RUNS = 3  # the middle one counts: when the database merges is chance, on both sides
 STREAMS = 8
 FRAMES_PER_STREAM = 2_000  # enough for some twenty inserts, so that merges come on both sides
 WARM_UP_FRAMES = 20
@@ -44,7 +45,8 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 def run() -> list[dict[str, Any]]:
     """Measure; one entry of build/bench.json."""
-    return [_measure()[0]]
+    entries = sorted((_measure()[0] for _ in range(RUNS)), key=lambda entry: float(entry["ratio"]))
+    return [entries[RUNS // 2]]
 
 
 def _measure() -> tuple[dict[str, Any], dict[str, float]]:
