@@ -6,7 +6,7 @@ at the default tick of 1 s and window of 10 s, on this machine's own /proc and a
 counters move. Floor: another process keeps every process's `stat` open, reads each once a tick
 with os.pread and throws it away. Both run at the same time, the floor half a second off.
 
-The third row is the short cut (agent/members.py): it takes root, for a cgroup v2 tree.
+The third row is the short cut (agent/use/members.py): it takes root, for a cgroup v2 tree.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from typing import Any
 import grpc
 
 from bench.crowd import cgroups, counters, crowd, spread
-from joulegram.agent.procfs import raise_file_limit
+from joulegram.agent.use.procfs import raise_file_limit
 from joulegram.v1.telemetry_pb2 import Ack, Frame, SeqRange
 
 BUSY = 20
@@ -36,7 +36,7 @@ GROUPS, BUSY_GROUPS = 50, 5
 
 FLOOR = """
 import os, sys, time
-from joulegram.agent.procfs import raise_file_limit
+from joulegram.agent.use.procfs import raise_file_limit
 raise_file_limit()
 files = []
 for pid in sys.argv[2:]:

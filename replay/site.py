@@ -17,7 +17,7 @@ from prometheus_client import Metric, parser
 from prometheus_client.openmetrics import parser as openmetrics
 
 from joulegram.agent.frames import as_json
-from joulegram.agent.spool_home import ACKED
+from joulegram.agent.spool.home import ACKED
 from joulegram.v1.telemetry_pb2 import Frame
 from replay.agent import Frame as JsonFrame
 from replay.agent import bare, roots

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from joulegram.agent.spool import Spool
+from joulegram.agent.spool.spool import Spool
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from joulegram.agent.errors import BadSetting
 from joulegram.agent.metrics import MAX_DEVICES, AgentMetrics
-from joulegram.agent.spool import Spool
-from joulegram.agent.uplink import Uplink
+from joulegram.agent.spool.spool import Spool
+from joulegram.agent.uplink.uplink import Uplink
 from joulegram.v1.telemetry_pb2 import Device, Frame
 from tests.agent.made_frames import made_frame
 from tests.servers import free_port, need

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from joulegram.agent import cgroups
 from joulegram.agent.clock import SystemClock
-from joulegram.agent.mounts import filesystem, is_kernels_cgroup2, is_kernels_procfs
 from joulegram.agent.textfile import WHOLE_BYTES, read_file
+from joulegram.agent.use import cgroups
+from joulegram.agent.use.mounts import filesystem, is_kernels_cgroup2, is_kernels_procfs
 
 
 def test_one_users_cgroups_are_cut_short_and_not_those_of_others(tmp_path):

@@ -3,10 +3,10 @@
 import grpc
 import pytest
 
-from joulegram.agent.comeback import Comeback, after_close, after_error
-from joulegram.agent.patience import Patience
 from joulegram.agent.run import hold_s
-from joulegram.agent.uplink import SPREAD_MS, spread_s
+from joulegram.agent.uplink.comeback import Comeback, after_close, after_error
+from joulegram.agent.uplink.patience import Patience
+from joulegram.agent.uplink.uplink import SPREAD_MS, spread_s
 from tests.agent.made_frames import made_frame
 
 GONE, FULL = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -12,10 +12,10 @@ import grpc
 import pytest
 
 from joulegram.agent.config import AgentConfig
-from joulegram.agent.credentials import Credentials
 from joulegram.agent.errors import BadSetting, UplinkRefused
-from joulegram.agent.spool import Spool
-from joulegram.agent.uplink import Uplink
+from joulegram.agent.spool.spool import Spool
+from joulegram.agent.uplink.credentials import Credentials
+from joulegram.agent.uplink.uplink import Uplink
 from joulegram.v1.telemetry_pb2 import Ack, Frame, SeqRange
 from tests.agent.made_frames import made_frame
 from tests.certificates import Authority, Pair

@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from joulegram.agent.fold import fold
+from joulegram.agent.spool.fold import fold
 from joulegram.v1.telemetry_pb2 import Frame, Rows
 from tests.agent.made_frames import made_frame
 

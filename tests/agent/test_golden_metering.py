@@ -11,7 +11,7 @@ from tests.agent.played import START_NS, Clock, Machine, device_j, energy_j, row
 
 @pytest.fixture(params=[None, True], ids=["played", "short_cut"])
 def machine(request, tmp_path):
-    """The same right answers with and without the short cut (agent/members.py)."""
+    """The same right answers with and without the short cut (agent/use/members.py)."""
     return Machine(tmp_path, kernels=request.param)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from joulegram.agent.cgroups import Cgroups
 from joulegram.agent.clock import SystemClock
 from joulegram.agent.identity import REMEMBERED, Identity
 from joulegram.agent.owners.asking import Asking
@@ -17,7 +16,8 @@ from joulegram.agent.owners.known import Known
 from joulegram.agent.owners.lookup import Lookup
 from joulegram.agent.owners.owners import Owners
 from joulegram.agent.owners.slurm import Slurm
-from joulegram.agent.procfs import Process, Processes
+from joulegram.agent.use.cgroups import Cgroups
+from joulegram.agent.use.procfs import Process, Processes
 from joulegram.agent.workloads import Owner
 from tests.agent.owners.answered import SLURM_2305
 from tests.agent.owners.local_servers import ok, serving_unix

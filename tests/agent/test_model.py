@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import load_model as judged
-from joulegram.agent.procfs import CpuTimes
 from joulegram.agent.sensors.load import cpuinfo, rating
 from joulegram.agent.sensors.load.cpufreq import REMEMBERED, Pace
 from joulegram.agent.sensors.load.cpuinfo import CpuInfo, key_of
 from joulegram.agent.sensors.load.model import LEVEL, LoadModel, share_of_tdp
 from joulegram.agent.sensors.load.rating import DEFAULT_W_PER_CPU, MILAN, Rating, rating_of
+from joulegram.agent.use.procfs import CpuTimes
 from tests.agent.played import Clock
 
 XEON = "Intel(R) Xeon(R) CPU E5-2620 v3 @ 2.40GHz"

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from joulegram.agent.cgroups import memberships
-from joulegram.agent.usage import PROCESS_SLACK_NS
+from joulegram.agent.use.cgroups import memberships
+from joulegram.agent.use.usage import PROCESS_SLACK_NS
 from tests.agent.played import Machine, device_j, energy_j, rows
 
 

@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from joulegram.agent.spool import Spool
-from joulegram.agent.spool_home import energy_uj
+from joulegram.agent.spool.home import energy_uj
+from joulegram.agent.spool.spool import Spool
 from tests.agent.made_frames import made_frame
 from tests.agent.test_spool import fill, mounted
 

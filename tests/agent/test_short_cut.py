@@ -1,10 +1,10 @@
-"""The short cut (agent/members.py): who is not read, and that it loses nothing."""
+"""The short cut (agent/use/members.py): who is not read, and that it loses nothing."""
 
 import itertools
 
 import pytest
 
-from joulegram.agent.procfs import MET_PER_SCAN
+from joulegram.agent.use.procfs import MET_PER_SCAN
 from tests.agent.played import Machine, energy_j, rows
 
 

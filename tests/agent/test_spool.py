@@ -24,9 +24,9 @@ from hypothesis.stateful import (
 )
 
 from joulegram.agent.errors import SpoolFailed, SpoolInUse
-from joulegram.agent.fold import fold
-from joulegram.agent.spool import KEEP_ACKED_MS, Spool, Spooled
-from joulegram.agent.spool_home import KEEP_ASIDE, energy_uj
+from joulegram.agent.spool.fold import fold
+from joulegram.agent.spool.home import KEEP_ASIDE, energy_uj
+from joulegram.agent.spool.spool import KEEP_ACKED_MS, Spool, Spooled
 from joulegram.v1.telemetry_pb2 import Frame
 from tests.agent.made_frames import made_frame, serialised
 
@@ -348,7 +348,7 @@ def test_a_second_agent_is_told_who_holds_the_directory(tmp_path: Path) -> None:
     """Another process, since a lock of our own would not stop us."""
     holder = subprocess.Popen(
         [sys.executable, "-c",
-         "import sys, pathlib; from joulegram.agent.spool import Spool\n"
+         "import sys, pathlib; from joulegram.agent.spool.spool import Spool\n"
          "spool = Spool.open(pathlib.Path(sys.argv[1]), 'n1'); print('held', flush=True)\n"
          "sys.stdin.read()", str(tmp_path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
-from joulegram.agent.patience import Patience
-from joulegram.agent.spool import Spool
-from joulegram.agent.uplink import Uplink
+from joulegram.agent.spool.spool import Spool
+from joulegram.agent.uplink.patience import Patience
+from joulegram.agent.uplink.uplink import Uplink
 from joulegram.v1.telemetry_pb2 import Ack
 from tests.agent.made_frames import made_frame, serialised
 from tests.agent.played_collector import (

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from joulegram.agent.comeback import after_error
+from joulegram.agent.uplink.comeback import after_error
 from joulegram.collector import counters
 from joulegram.collector.checked import Checked
 from joulegram.collector.ledger.ledger import Ledger

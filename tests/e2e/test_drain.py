@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from joulegram.agent.spool_home import ACKED
+from joulegram.agent.spool.home import ACKED
 from tests.e2e.test_agent_program import fed
 from tests.e2e.test_resend import Site, states
 from tests.servers import wait_until

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from joulegram.agent.spool import Spool
+from joulegram.agent.spool.spool import Spool
 from joulegram.v1.telemetry_pb2 import Ack, Frame
 from tests.agent.made_frames import made_frame, serialised
 from tests.agent.played_collector import Drop, PlayedCollector, Received, acknowledge, playing

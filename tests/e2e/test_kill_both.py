@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from joulegram.agent.spool_home import ACKED
+from joulegram.agent.spool.home import ACKED
 from joulegram.v1.telemetry_pb2 import Frame
 from tests.agent.played import Machine
 from tests.e2e.test_agent_program import ROOTS, fed

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from joulegram.agent.spool_home import ACKED, OFFERED
-from joulegram.agent.uplink import SPREAD_MS
+from joulegram.agent.spool.home import ACKED, OFFERED
+from joulegram.agent.uplink.uplink import SPREAD_MS
 from tests.agent.played import Machine
 from tests.e2e.test_agent_program import ROOTS, fed
 from tests.servers import Program, free_port, joulegram, running, wait_until

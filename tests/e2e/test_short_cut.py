@@ -1,4 +1,4 @@
-"""The short cut (agent/members.py) on a real kernel: both ways of reading, side by side."""
+"""The short cut (agent/use/members.py) on a real kernel: both ways of reading, side by side."""
 
 import subprocess
 import sys
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from joulegram.agent.cgroups import Cgroups
 from joulegram.agent.clock import SystemClock
 from joulegram.agent.identity import Identity
-from joulegram.agent.procfs import Processes
-from joulegram.agent.usage import Usage
+from joulegram.agent.use.cgroups import Cgroups
+from joulegram.agent.use.procfs import Processes
+from joulegram.agent.use.usage import Usage
 from joulegram.agent.windows import Timeline
 
 PROC = Path("/proc")

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from joulegram.agent.cgroups import Cgroups
 from joulegram.agent.clock import SystemClock
 from joulegram.agent.config import DOCKER_SOCKET, AgentConfig
 from joulegram.agent.energy import AnySensor
@@ -15,10 +14,11 @@ from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.floors import LEARN_MS, Floors
 from joulegram.agent.machine import Kind, Machine, chosen, read
 from joulegram.agent.owners.owners import Owners
-from joulegram.agent.procfs import Processes, cpu_times
 from joulegram.agent.sensors.drm import cards
 from joulegram.agent.sensors.load.model import LoadModel
 from joulegram.agent.textfile import Torn
+from joulegram.agent.use.cgroups import Cgroups
+from joulegram.agent.use.procfs import Processes, cpu_times
 
 WORKS, MISSING, DENIED, FAILS, MODELLED = "works", "missing", "denied", "fails", "modelled"
 BESIDE = "beside"  # it works, and is not counted, since another sensor is

@@ -10,7 +10,7 @@ from joulegram.agent.attribution import IDLE, WHOLE, Device, Metered, Share, att
 from joulegram.agent.gpus import with_gpus, work
 from joulegram.agent.identity import Identity
 from joulegram.agent.textfile import printable
-from joulegram.agent.usage import Use
+from joulegram.agent.use.usage import Use
 from joulegram.agent.windows import Window
 from joulegram.agent.workloads import IDLE as IDLE_KIND
 from joulegram.agent.workloads import UNATTRIBUTED, Owner

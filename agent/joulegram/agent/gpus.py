@@ -14,9 +14,9 @@ from joulegram.agent.attribution import WHOLE, GpuWork
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.identity import Identity
 from joulegram.agent.owners.known import ALL_GPUS
-from joulegram.agent.procfs import Process, Processes
 from joulegram.agent.sensors.gpu import GpuOpen, GpuUsers
-from joulegram.agent.usage import Use
+from joulegram.agent.use.procfs import Process, Processes
+from joulegram.agent.use.usage import Use
 from joulegram.agent.windows import Timeline, Window
 from joulegram.agent.workloads import RESERVED, UNATTRIBUTED, Owner
 

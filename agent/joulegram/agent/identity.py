@@ -8,15 +8,15 @@ from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from joulegram.agent.cgroups import Cgroups, memberships
 from joulegram.agent.one_run.lineage import Lineage
 from joulegram.agent.owners.batch import Batch
 from joulegram.agent.owners.known import Known, merged
 from joulegram.agent.owners.lookup import Lookup
 from joulegram.agent.owners.owners import Owners
 from joulegram.agent.owners.users import login_names
-from joulegram.agent.procfs import Process, Processes
 from joulegram.agent.textfile import printable
+from joulegram.agent.use.cgroups import Cgroups, memberships
+from joulegram.agent.use.procfs import Process, Processes
 from joulegram.agent.workloads import (
     BATCH,
     SITE_WIDE,

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
-from joulegram.agent.cgroups import Cgroups
 from joulegram.agent.clock import Clock, SystemClock
 from joulegram.agent.config import AgentConfig, timing_ms
 from joulegram.agent.conservation import check
@@ -19,9 +18,10 @@ from joulegram.agent.identity import Identity
 from joulegram.agent.machine import Machine, boot_id
 from joulegram.agent.one_run.lineage import Lineage
 from joulegram.agent.owners.owners import Owners
-from joulegram.agent.procfs import Processes
 from joulegram.agent.sensors.gpu import GpuUsers
-from joulegram.agent.usage import Usage
+from joulegram.agent.use.cgroups import Cgroups
+from joulegram.agent.use.procfs import Processes
+from joulegram.agent.use.usage import Usage
 from joulegram.agent.windows import Timeline, Window
 from joulegram.v1.telemetry_pb2 import Frame
 

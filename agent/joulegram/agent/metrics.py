@@ -10,8 +10,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from joulegram.agent.errors import BadSetting, SpoolFailed
-from joulegram.agent.spool import SpoolStats
-from joulegram.agent.uplink import STATES, UplinkStats
+from joulegram.agent.spool.spool import SpoolStats
+from joulegram.agent.uplink.uplink import STATES, UplinkStats
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Protocol
 
 from joulegram.agent.config import AgentConfig
-from joulegram.agent.credentials import Credentials
 from joulegram.agent.errors import SpoolFailed
 from joulegram.agent.floors import Floors
 from joulegram.agent.metrics import AgentMetrics
 from joulegram.agent.rarely import Rarely
-from joulegram.agent.spool import HOUR_MS, Spool
-from joulegram.agent.uplink import Uplink, address, spread_s
+from joulegram.agent.spool.spool import HOUR_MS, Spool
+from joulegram.agent.uplink.credentials import Credentials
+from joulegram.agent.uplink.uplink import Uplink, address, spread_s
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from joulegram.agent.counters import cut
-from joulegram.agent.procfs import Process
+from joulegram.agent.use.procfs import Process
 from joulegram.agent.workloads import Owner
 
 NS_PER_MS = 1_000_000

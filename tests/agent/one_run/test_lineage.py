@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from joulegram.agent.one_run.lineage import KIND, Lineage
-from joulegram.agent.procfs import Processes
+from joulegram.agent.use.procfs import Processes
 from joulegram.agent.workloads import Owner
 from tests.agent.played import Machine
 

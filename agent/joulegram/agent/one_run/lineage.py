@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from joulegram.agent.procfs import TICK_NS, Process
+from joulegram.agent.use.procfs import TICK_NS, Process
 from joulegram.agent.workloads import Owner
 
 KIND = "run"

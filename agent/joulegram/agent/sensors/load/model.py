@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Self
 
 from joulegram.agent.clock import Clock
-from joulegram.agent.procfs import CpuTimes, cpu_times
 from joulegram.agent.sensors.load.cpufreq import Pace
 from joulegram.agent.sensors.load.rating import UNKNOWN, Rating, rating_of
+from joulegram.agent.use.procfs import CpuTimes, cpu_times
 
 # The course over load: Teads measured Amazon's bare-metal Xeons under stress tests at 0.12,
 # 0.32, 0.75 and 1.02 of their TDP for loads of 0, 10, 50 and 100 % (2021; the "Teads curve").

@@ -19,9 +19,9 @@ from itertools import islice
 from pathlib import Path
 
 from joulegram.agent.clock import Clock
-from joulegram.agent.mounts import is_kernels_cgroup2
-from joulegram.agent.procfs import raise_file_limit
 from joulegram.agent.textfile import ATTEMPTS, PAUSE_S, as_count, read_file, whole
+from joulegram.agent.use.mounts import is_kernels_cgroup2
+from joulegram.agent.use.procfs import raise_file_limit
 
 THREADED = b"threaded"
 V1_CONTROLLERS = ("cpu,cpuacct", "cpuacct,cpu", "cpuacct")

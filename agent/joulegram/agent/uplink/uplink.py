@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from joulegram.agent.comeback import Comeback, after_close, after_error
 from joulegram.agent.config import AgentConfig
-from joulegram.agent.credentials import Credentials
 from joulegram.agent.errors import BadSetting, SpoolFailed, UplinkRefused
-from joulegram.agent.patience import Patience
 from joulegram.agent.rarely import Rarely
-from joulegram.agent.spool import Spool, Spooled
+from joulegram.agent.spool.spool import Spool, Spooled
+from joulegram.agent.uplink.comeback import Comeback, after_close, after_error
+from joulegram.agent.uplink.credentials import Credentials
+from joulegram.agent.uplink.patience import Patience
 from joulegram.v1.telemetry_pb2 import Ack, Frame
 
 log = logging.getLogger(__name__)

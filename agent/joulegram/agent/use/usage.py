@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from joulegram.agent.cgroups import Cgroups
 from joulegram.agent.identity import Identity, Place
-from joulegram.agent.members import DISAGREE_NS, Members
 from joulegram.agent.one_run.lineage import Lineage
-from joulegram.agent.procfs import Change, Process, Processes, Scan, cpu_times
 from joulegram.agent.textfile import Torn
+from joulegram.agent.use.cgroups import Cgroups
+from joulegram.agent.use.members import DISAGREE_NS, Members
+from joulegram.agent.use.procfs import Change, Process, Processes, Scan, cpu_times
 from joulegram.agent.windows import Timeline, Window
 from joulegram.agent.workloads import NOBODY, Owner
 

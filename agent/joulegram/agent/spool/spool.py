@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from joulegram.agent.errors import SpoolFailed
-from joulegram.agent.fold import fold
 from joulegram.agent.rarely import Rarely
-from joulegram.agent.spool_home import (
+from joulegram.agent.spool.fold import fold
+from joulegram.agent.spool.home import (
     ACKED,
     AGAIN,
     FOLDED,

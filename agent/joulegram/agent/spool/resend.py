@@ -14,7 +14,7 @@ from pathlib import Path
 
 from joulegram.agent.config import AgentConfig, ResendOptions
 from joulegram.agent.errors import BadSetting, SpoolFailed
-from joulegram.agent.spool_home import ACKED, AGAIN, SCHEMA_VERSION
+from joulegram.agent.spool.home import ACKED, AGAIN, SCHEMA_VERSION
 
 HELP = "send acknowledged frames to the collector again, after its ledger was restored"
 TABLES = {"agent": AgentConfig}

@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from joulegram.agent.errors import SpoolFailed, SpoolInUse
-from joulegram.agent.salvage import Damage, intact, readable
-from joulegram.agent.scattered import scattered
+from joulegram.agent.spool.salvage import Damage, intact, readable
+from joulegram.agent.spool.scattered import scattered
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)

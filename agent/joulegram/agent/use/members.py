@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from joulegram.agent.cgroups import Cgroups
-from joulegram.agent.procfs import TICK_NS, Process, Processes
+from joulegram.agent.use.cgroups import Cgroups
+from joulegram.agent.use.procfs import TICK_NS, Process, Processes
 
 DISAGREE_NS = 3 * TICK_NS
 # Of a cgroup that counted, those are read at once that ran within so many ticks.

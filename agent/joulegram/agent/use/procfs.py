@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from joulegram.agent.mounts import is_kernels_procfs
 from joulegram.agent.textfile import (
     ATTEMPTS,
     PAUSE_S,
@@ -28,6 +27,7 @@ from joulegram.agent.textfile import (
     visible,
     whole,
 )
+from joulegram.agent.use.mounts import is_kernels_procfs
 
 # The unit of times in stat files (USER_HZ), 10 ms wherever the kernel still runs.
 TICK_NS = 10_000_000
