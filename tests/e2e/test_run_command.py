@@ -149,6 +149,31 @@ def test_streams_are_the_commands_own(tmp_path):
     assert (done.stdout, done.stderr) == ("--zone -- -h\n", "")
 
 
+@pytest.mark.parametrize("closed", ["0", "1", "2", "012"])
+def test_streams_that_are_closed_stay_closed_and_cost_nothing(tmp_path, closed):
+    """Files opened in their places would be taken for them, by the meter too."""
+    script = (
+        "import os, sys\n"
+        "found = [n for n in '012' if os.path.exists(f'/proc/self/fd/{n}')]\n"
+        "open(sys.argv[1], 'w').write(''.join(found))\n"
+        "sys.exit(5)\n"
+    )
+    seen, file = tmp_path / "seen", tmp_path / "result.json"
+    whole = argv(None, sys.executable, "-c", script, str(seen), flags=[f"--output={file}"])
+    closing = " ".join(f"{n}>&-" for n in closed)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closing}', "sh", *whole],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 5
+    assert seen.read_text() == "".join(n for n in "012" if n not in closed)
+    assert json.loads(file.read_text())["metered_s"] > 0
+    assert done.stdout == "" and "Traceback" not in done.stderr
+
+
 def test_a_signal_reaches_the_command_and_its_status_comes_back(tmp_path):
     file = tmp_path / "result.json"
     trap = 'trap "exit 9" TERM; echo up; while :; do sleep 0.05; done'

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from joulegram.cli.errors import UsageError
 
@@ -49,6 +50,7 @@ OWN = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _fill_streams()
     try:
         status = _run(words)
         sys.stdout.flush()
@@ -64,6 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"joulegram: {failed}", file=sys.stderr)
         return int(getattr(failed, "exit_status", 1))
+
+
+def _fill_streams() -> None:
+    """Nothing else may become what a closed standard stream was: a spool, the way to a meter.
+
+    Python's files close on exec, so a command that is run has its streams closed as they were.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
 
 
 def _run(words: Sequence[str]) -> int:
