@@ -6,6 +6,7 @@ from joulegram.agent import check, findings
 from joulegram.agent.findings import BESIDE, DENIED, FAILS, MISSING, MODELLED, WORKS, Finding
 from joulegram.agent.floors import LEARN_MS, Floors
 from tests.agent.played import Machine
+from tests.agent.test_hwmon import as_nobody
 from tests.agent.test_machine import CRAY, METER, write
 
 
@@ -100,3 +101,10 @@ def test_a_collector_that_is_not_there_and_a_spool_that_may_not_be(machine):
     way = {f.what: f for f in findings.way(settings)}
     assert way["collector"].state == MISSING and "joulegram up" in way["collector"].remedy
     assert way["spool"].state == DENIED and "--state" in way["spool"].remedy
+
+
+def test_a_spool_behind_a_folder_that_may_not_be_entered_is_a_line_of_the_page(machine):
+    closed = machine.root / "closed"
+    closed.mkdir(mode=0)
+    way = as_nobody(lambda: list(findings.way(machine.config(state=closed / "below/state"))))
+    assert way[0].state == DENIED and "--state" in way[0].remedy

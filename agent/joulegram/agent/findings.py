@@ -230,9 +230,9 @@ def way(agent: AgentConfig) -> Iterator[Finding]:
     """The spool, and the collector behind it."""
     directory = agent.state.expanduser()
     there = directory
-    while not there.exists() and there != there.parent:
+    while not os.path.exists(there) and there != there.parent:  # noqa: PTH110 - it never raises
         there = there.parent
-    if os.access(there, os.W_OK | os.X_OK):
+    if os.access(there, os.W_OK | os.X_OK, effective_ids=True):
         yield Finding("spool", WORKS, f"{directory} is writable")
     else:
         yield Finding(
