@@ -108,3 +108,11 @@ def test_a_spool_behind_a_folder_that_may_not_be_entered_is_a_line_of_the_page(m
     closed.mkdir(mode=0)
     way = as_nobody(lambda: list(findings.way(machine.config(state=closed / "below/state"))))
     assert way[0].state == DENIED and "--state" in way[0].remedy
+
+
+def test_a_cgroup_tree_that_may_not_be_entered_is_a_line_of_the_page(machine):
+    closed = machine.root / "closed"
+    closed.mkdir(mode=0)
+    settings = machine.config(cgroupfs=closed, docker_socket="", slurm="off")
+    found = {f.what: f for f in as_nobody(lambda: list(findings.owners(settings)))}
+    assert found["cgroups"].state == MISSING and str(closed) in found["cgroups"].why

@@ -373,13 +373,14 @@ def _above(path: str) -> str:
 
 def _hierarchy(cgroupfs: Path) -> tuple[Path | None, str, Callable[[bytes], int | None]]:
     """(root, counter file, its reader) of the hierarchy that counts CPU time; root may be None."""
-    if not (cgroupfs / "cgroup.controllers").exists():
+    # os.path answers no, and does not raise, for a folder that may not be entered.
+    if not os.path.exists(cgroupfs / "cgroup.controllers"):  # noqa: PTH110
         for name in V1_CONTROLLERS:
-            if (cgroupfs / name).is_dir():
+            if os.path.isdir(cgroupfs / name):  # noqa: PTH112
                 return cgroupfs / name, "cpuacct.usage", as_count
-        if (cgroupfs / "unified").is_dir():
+        if os.path.isdir(cgroupfs / "unified"):  # noqa: PTH112
             return cgroupfs / "unified", "cpu.stat", _usage_ns
-    return (cgroupfs if cgroupfs.is_dir() else None), "cpu.stat", _usage_ns
+    return (cgroupfs if os.path.isdir(cgroupfs) else None), "cpu.stat", _usage_ns  # noqa: PTH112
 
 
 def _usage_ns(raw: bytes) -> int | None:
