@@ -1,5 +1,6 @@
 """What jobs' own environments say, and what of it is believed."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from joulegram.agent.owners.batch import WANTED, Batch
 from joulegram.agent.owners.environ import Start, start_of
 from joulegram.agent.owners.known import Known
+from joulegram.agent.owners.lookup import THREADS_MAX
 from joulegram.agent.workloads import Owner
 from tests.servers import wait_until
 
@@ -251,3 +253,23 @@ def test_what_cannot_be_read_says_nothing(tmp_path):
 def test_an_endless_environment_is_cut(tmp_path):
     starts(tmp_path, 5, b"A=" + b"x" * (1 << 21) + b"\0SLURM_JOB_ID=77\0")
     assert start_of(tmp_path, 5, WANTED).variables == {}
+
+
+def test_a_user_whose_processes_hang_costs_nobody_else_their_names(tmp_path):
+    """An environment is its process's memory, which may lie on a file system that never answers."""
+    batch = Batch(tmp_path)
+    pipes = []
+    for pid in range(10, 10 + 2 * THREADS_MAX):
+        starts(tmp_path, pid, b"", uid=1001)
+        pipes.append(tmp_path / f"{pid}/environ")
+        pipes[-1].unlink()
+        os.mkfifo(pipes[-1])  # to open it hangs
+        batch.meet(Owner("slurm", str(pid)), pid, 1)
+    try:
+        starts(tmp_path, 5, ALICE)
+        batch.meet(JOB, 5, 1)
+        wait_until(lambda: batch.about(JOB) == TRAIN, "the other user's job")
+    finally:
+        for pipe in pipes:
+            with contextlib.suppress(OSError):  # nobody waits there
+                os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))

@@ -76,6 +76,20 @@ def test_what_hangs_stands_in_nobodys_way():
     free.set()
 
 
+def test_who_waits_for_what_began_to_hang_is_answered_by_another_thread():
+    """No new question has to come for that."""
+    free = threading.Event()
+    now = [0.0]
+    lookup: Lookup[int, str] = Lookup(
+        lambda n: str(n) if n else str(free.wait(30.0)), clock=lambda: now[0]
+    )
+    assert lookup.get(0) is None
+    assert lookup.get(1) is None  # asked before the first one was given up on
+    now[0] += 2.0
+    wait_until(lambda: lookup.get(1) == "1", "the other answer", timeout_s=10)
+    free.set()
+
+
 def test_only_so_many_threads_hang():
     free = threading.Event()
     hanging: list[int] = []

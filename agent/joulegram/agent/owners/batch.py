@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from joulegram.agent.owners.answers import indices
-from joulegram.agent.owners.environ import Start, start_of
+from joulegram.agent.owners.environ import OneEach, Start
 from joulegram.agent.owners.known import Known, bounded
 from joulegram.agent.owners.lookup import Lookup
 from joulegram.agent.workloads import SLURM_SLUID, Owner
@@ -100,9 +100,8 @@ class Batch:
     """Knows the batch jobs whose processes it was shown."""
 
     def __init__(self, procfs: Path) -> None:
-        self._starts: Lookup[tuple[int, int], Start] = Lookup(
-            lambda process: start_of(procfs, process[0], WANTED)
-        )
+        each = OneEach(procfs, WANTED)
+        self._starts: Lookup[tuple[int, int], Start] = Lookup(lambda p: each.start_of(p[0]))
         self._known: OrderedDict[Owner, Known] = OrderedDict()
         self._shown: OrderedDict[Owner, list[tuple[int, int]]] = OrderedDict()
         self._jobs: OrderedDict[str, str] = OrderedDict()  # SLUID -> job id

@@ -7,6 +7,7 @@ make the read hang. So threads of their own read it, and each reader says what i
 """
 
 import re
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,28 @@ def start_of(procfs: Path, pid: int, wanted: Collection[str]) -> Start:
         _variables(_read(folder / "environ", ENVIRON_MAX), wanted),
         _read(folder / "cmdline", TITLE_MAX) if uid == 0 else b"",
     )
+
+
+class OneEach:
+    """Reads at most one process of each user at a time, so that one that hangs is its user's."""
+
+    def __init__(self, procfs: Path, wanted: Collection[str]) -> None:
+        self._procfs, self._wanted = procfs, wanted
+        self._lock = threading.Lock()
+        self._reading: set[int] = set()  # uids
+
+    def start_of(self, pid: int) -> Start | None:
+        """None while another process of the same user is being read."""
+        uid = _uid(self._procfs / str(pid))
+        with self._lock:
+            if uid in self._reading:
+                return None
+            self._reading.add(uid)
+        try:
+            return start_of(self._procfs, pid, self._wanted)
+        finally:
+            with self._lock:
+                self._reading.discard(uid)
 
 
 def _uid(folder: Path) -> int:

@@ -70,20 +70,21 @@ class Lookup(Generic[K, V]):
     def _ask(self, key: K) -> threading.Event | None:
         """Queue the question; its event, if nobody asked before and none is in the way."""
         with self._asked:
-            if key in self._pending or len(self._pending) >= PENDING_MAX:
-                return None
-            alone = not self._pending
-            done = self._pending[key] = threading.Event()
-            self._queue.append(key)
-            now = self._clock()
-            if len(self._busy) < THREADS_MAX and all(
-                now - since > LATE_S for since in self._busy.values()
-            ):
-                thread = threading.Thread(target=self._work, name="lookup", daemon=True)
-                self._busy[thread] = float("inf")
-                thread.start()
+            new, alone = key not in self._pending, not self._pending
+            if new:
+                if len(self._pending) >= PENDING_MAX:
+                    return None
+                self._pending[key] = threading.Event()
+                self._queue.append(key)
+            # Also for who asked before: what is in the way may have begun to hang since.
+            if self._queue and len(self._busy) < THREADS_MAX:
+                now = self._clock()
+                if all(now - since > LATE_S for since in self._busy.values()):
+                    thread = threading.Thread(target=self._work, name="lookup", daemon=True)
+                    self._busy[thread] = float("inf")
+                    thread.start()
             self._asked.notify()
-            return done if alone else None
+            return self._pending[key] if new and alone else None
 
     def _wait(self, done: threading.Event) -> None:
         began = self._clock()
