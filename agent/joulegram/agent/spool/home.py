@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 AGAIN, NEW, FOLDED, OFFERED, ACKED, REFUSED = range(-1, 5)
 
 PAGE_BYTES = 4096
+CACHE_KIB = 256  # of pages in memory: frames are written once and read once
 KEEP_ASIDE = 3  # spools set aside; older ones are deleted
 SCHEMA_VERSION = 1
 SCHEMA = f"""
@@ -294,6 +295,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA journal_size_limit = 8000000")
+        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     except sqlite3.Error:
         db.close()
         raise
