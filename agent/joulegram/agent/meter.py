@@ -116,7 +116,6 @@ class Meter:
         timeline.close(clock.mono_ns())
         for window in timeline.open:
             yield from self._sound(window)
-        self._identity.close()
 
     def close(self) -> None:
         """End the threads that ask slow sensors and schedulers; let go of every file."""

@@ -104,10 +104,11 @@ class Metering:
     def run(self) -> None:
         """The thread: frames until `stop`."""
         try:
-            for frame in self.meter.frames(self.stop):
-                # What came before the command is no part of its run.
-                if self.clock.ready.is_set():
-                    self.tally.add(frame)
+            with contextlib.closing(self.meter):
+                for frame in self.meter.frames(self.stop):
+                    # What came before the command is no part of its run.
+                    if self.clock.ready.is_set():
+                        self.tally.add(frame)
         except Exception as fault:  # whatever it is, the command goes on
             self.failure = f"{type(fault).__name__}: {fault}"
         self.clock.ready.set()
