@@ -25,6 +25,7 @@ from joulegram.collector import columns
 from joulegram.collector.checked import Checked
 from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.ledger.migrate import migrate
+from joulegram.collector.packed import PackedFrame
 from joulegram.collector.validate import validate_all
 from joulegram.collector.writer import Store
 from joulegram.v1.telemetry_pb2 import Device, Frame, Rows, Workload
@@ -199,7 +200,7 @@ def _reference(folder: Path, start_ms: int, inserts: int, within_s: float) -> di
     blocks, devices = [], []
     for group in _groups(len(serialised), inserts):
         packed = serialised[group]
-        frames = timed("parse", lambda: list(map(Frame.FromString, packed)))  # noqa: B023
+        frames = timed("parse", lambda: list(map(PackedFrame.FromString, packed)))  # noqa: B023
         checked: list[Checked] = []
         for first in range(0, len(frames), BURST_FRAMES):
             burst = slice(first, first + BURST_FRAMES)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from joulegram.collector.checked import Checked
+from joulegram.collector.packed import PackedFrame
 from joulegram.v1.telemetry_pb2 import Device, Frame, Rows, Workload
 
 WINDOW_MS = 10_000
@@ -102,4 +103,5 @@ def identities(frames: Sequence[Frame]) -> list[tuple[str, int, int]]:
 
 def checked(*frames: Frame) -> list[Checked]:
     """Frames as the intake hands them on; whether they hold is the test's matter."""
-    return [Checked.of(frame, frame.SerializeToString()) for frame in frames]
+    packed = [frame.SerializeToString() for frame in frames]
+    return [Checked.of(PackedFrame.FromString(one), one) for one in packed]

@@ -160,7 +160,7 @@ def verdict(answer: Checked | Refusal) -> Refusal | None:
 @given(st.lists(st.one_of(sound_frames(), spoilt_frames()), max_size=6))
 @settings(deadline=None, max_examples=400)
 def test_a_burst_gets_the_verdicts_of_its_frames(frames: list[Frame]) -> None:
-    burst = [(one, one.SerializeToString(), "n1") for one in frames]
+    burst = [(one.frame, one.packed, "n1") for one in checked(*frames)]
     together = [verdict(answer) for answer in validate_all(burst, NOW_MS, RAW_DAYS)]
     assert together == [validate(one, "n1", NOW_MS, RAW_DAYS) for one in frames]
     for one, refusal in zip(frames, together, strict=True):
@@ -208,7 +208,8 @@ def test_numbers_that_wrap_to_the_sum_are_refused_in_a_burst(
     for device in bad.devices:
         device.energy_uj = device.idle_uj = 0
     setattr(bad.rows, column, np.array(numbers, "<u8").tobytes())
-    burst = [(one, one.SerializeToString(), "n1") for one in (frame(1), bad, frame(3, gpu=True))]
+    all_three = checked(frame(1), bad, frame(3, gpu=True))
+    burst = [(one.frame, one.packed, "n1") for one in all_three]
     answers = [verdict(answer) for answer in validate_all(burst, NOW_MS, RAW_DAYS)]
     assert answers[0] is None and answers[2] is None
     assert answers[1] is not None and answers[1][0] == "sums"

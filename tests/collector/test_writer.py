@@ -127,7 +127,8 @@ async def test_the_same_identity_with_other_content_is_refused(
             await writer.send(checked(first))
         async with writing(ledger) as writer:
             refused = await writer.send(checked(other, resent))
-    assert [(r.reason, r.frame.frame is other) for r in refused] == [("conflict", True)]
+    packed = other.SerializeToString()
+    assert [(r.reason, r.frame.packed == packed) for r in refused] == [("conflict", True)]
     assert stored(ledger) == whole([first])
 
 

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from joulegram.collector.packed import PackedFrame
 from joulegram.collector.workloads import Workload, read_workloads
-from joulegram.v1.telemetry_pb2 import Frame
 
 Identity: TypeAlias = tuple[str, int, int]  # node, epoch, seq
 Column: TypeAlias = NDArray[Any]
@@ -33,18 +33,18 @@ WIDTHS: Mapping[str, np.dtype[Any]] = {
 class Checked:
     """A frame and what was read of it. validate.py makes those that hold."""
 
-    frame: Frame
+    frame: PackedFrame
     packed: bytes  # the frame as it came
     workloads: Sequence[Workload]
     columns: Mapping[str, bytes]  # of WIDTHS; empty where every row has the default
-    commands: Sequence[str]  # likewise
+    commands: Sequence[bytes]  # likewise; UTF-8
 
     @classmethod
-    def of(cls, frame: Frame, packed: bytes) -> "Checked":
+    def of(cls, frame: PackedFrame, packed: bytes) -> "Checked":
         """Look into a frame, whether it holds or not."""
-        rows = frame.rows
+        rows: Any = frame.rows
         columns = {name: getattr(rows, name) for name in WIDTHS}
-        return cls(frame, packed, read_workloads(packed), columns, list(rows.command))
+        return cls(frame, packed, read_workloads(frame), columns, rows.command[:])
 
     @property
     def identity(self) -> Identity:

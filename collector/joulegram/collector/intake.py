@@ -19,7 +19,7 @@ import grpc
 
 from joulegram.collector import counters
 from joulegram.collector.checked import Checked
-from joulegram.collector.packed import Unreadable, read_frame
+from joulegram.collector.packed import PackedFrame, Unreadable, read_frame
 from joulegram.collector.security.peers import Peer, Peers
 from joulegram.collector.stages import Busy, Stage
 from joulegram.collector.validate import MAX_NAME, name_of, validate_all
@@ -91,12 +91,12 @@ class _Stream:
         return ack
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Arrived:
     """A frame and where its answer goes."""
 
     stream: _Stream
-    frame: Frame
+    frame: PackedFrame
     packed: bytes
 
 
@@ -214,14 +214,14 @@ class Intake(TelemetryServiceServicer):
         stream.in_flight_frames += 1
         stream.in_flight_bytes += size
         self._in_flight_bytes += size
-        counters.RECEIVED.inc(size)
-        counters.IN_FLIGHT.inc(size)
         if not self._burst:
             asyncio.get_running_loop().call_later(self._linger_s, self._offer)
         self._burst.append(arrived)
 
     def _offer(self) -> None:
         burst, self._burst = self._burst, []
+        counters.RECEIVED.inc(sum(len(one.packed) for one in burst))
+        counters.IN_FLIGHT.set(self._in_flight_bytes)
         # Not awaited: a commit takes the frames of many bursts. Frames of a stream that breaks
         # go on, and the agent hears of it when it offers them again.
         send = asyncio.create_task(self._send(burst))
@@ -244,8 +244,8 @@ class Intake(TelemetryServiceServicer):
                 one.stream.in_flight_frames -= 1
                 one.stream.in_flight_bytes -= size
                 self._in_flight_bytes -= size
-                counters.IN_FLIGHT.dec(size)
                 one.stream.changed.set()
+            counters.IN_FLIGHT.set(self._in_flight_bytes)
             async with self._freed:
                 self._freed.notify_all()
 

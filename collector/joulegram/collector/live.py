@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from joulegram.collector import rules as team_rules
 from joulegram.collector.doubled import Epochs
+from joulegram.collector.packed import whole
 from joulegram.collector.rules import RESERVED_KINDS
 from joulegram.v1.telemetry_pb2 import Frame, Workload
 
@@ -111,10 +112,10 @@ class _Newest:
     window_start_ms: int
     received_at_ms: int
     frames: list[Frame]
+    epochs: Epochs
+    doubled: bool
+    skew_ms: int
     read: NodePower | None = None
-    skew_ms: int = 0
-    epochs: Epochs = field(default_factory=Epochs)
-    doubled: bool = False
 
 
 def _no_team(workload: Workload) -> str:
@@ -163,11 +164,12 @@ class Live:
             frames = [*known.frames[-MAX_FRAMES_OF_A_WINDOW + 1 :], frame]
         else:
             frames = [frame]
-        newest = _Newest(frame.window_start_ms, received_at_ms, frames, skew_ms=skew_ms)
+        epochs, doubled = (known.epochs, known.doubled) if known else (Epochs(), False)
+        newest = _Newest(
+            frame.window_start_ms, received_at_ms, frames, epochs, doubled, skew_ms=skew_ms
+        )
         if known is None:
             _note_epoch(newest, frame)
-        else:
-            newest.epochs, newest.doubled = known.epochs, known.doubled
         self._newest[frame.node] = newest
         self._newest.move_to_end(frame.node)
         if len(self._newest) > self.max_nodes:
@@ -252,6 +254,7 @@ def read_window(frames: Sequence[Frame], received_at_ms: int, team_of: TeamOf) -
 
     What was not measured is missing from the watts and lowers coverage; nothing is stretched.
     """
+    frames = [whole(frame) for frame in frames]
     last = frames[-1]
     power_w: dict[str, float] = {}
     quality_w: dict[str, float] = {}

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from joulegram.collector import sums
 from joulegram.collector.checked import WIDTHS, Checked
+from joulegram.collector.packed import PackedFrame
 from joulegram.collector.sums import Unsound
 from joulegram.collector.workloads import CONTROL, Workload
 from joulegram.v1.telemetry_pb2 import Frame
@@ -41,12 +42,13 @@ def validate(frame: Frame, node: str, now_ms: int, raw_days: float) -> Refusal |
         now_ms: our clock, ms since 1970 UTC.
         raw_days: how long rows are kept; an older window could not be recomputed.
     """
-    (answer,) = validate_all([(frame, frame.SerializeToString(), node)], now_ms, raw_days)
+    packed = frame.SerializeToString()
+    (answer,) = validate_all([(PackedFrame.FromString(packed), packed, node)], now_ms, raw_days)
     return None if isinstance(answer, Checked) else answer
 
 
 def validate_all(
-    frames: Sequence[tuple[Frame, bytes, str]], now_ms: int, raw_days: float
+    frames: Sequence[tuple[PackedFrame, bytes, str]], now_ms: int, raw_days: float
 ) -> list[Checked | Refusal]:
     """Each frame as one that holds, or what is wrong with it.
 
@@ -92,6 +94,10 @@ def name_of(frame: Frame) -> str:
     return "" if len(node) > MAX_NAME or CONTROL.search(node) else node
 
 
+def _are_names(*texts: str) -> bool:
+    return max(map(len, texts)) <= MAX_NAME and not CONTROL.search("".join(texts))
+
+
 def _check_identity(frame: Frame, node: str) -> None:
     if not name_of(frame):
         raise Unsound(
@@ -105,14 +111,13 @@ def _check_identity(frame: Frame, node: str) -> None:
             f"this stream speaks for node {node!r}, the frame is of {frame.node!r}; open a "
             "stream per node, and give each agent a state directory of its own",
         )
-    for name in ("host_node", "boot_id", "agent_version"):
-        text = getattr(frame, name)
-        if len(text) > MAX_NAME or CONTROL.search(text):
-            raise Unsound(
-                "shape",
-                f"{name} must be at most {MAX_NAME} characters without control characters",
-            )
-    if frame.host_node == frame.node:
+    if not _are_names(frame.host_node, frame.boot_id, frame.agent_version):
+        names = ("host_node", "boot_id", "agent_version")
+        bad = next(name for name in names if not _are_names(getattr(frame, name)))
+        raise Unsound(
+            "shape", f"{bad} must be at most {MAX_NAME} characters without control characters"
+        )
+    if frame.host_node == node:
         # Totals leave guests out, so its joules would be in nobody's.
         raise Unsound(
             "node",
@@ -185,15 +190,35 @@ def _check_shape(checked: Checked) -> None:
             raise Unsound("shape", f"rows.{name} has {have} bytes; {n} rows take {want}")
     if len(commands) not in (0, n):
         raise Unsound("shape", f"rows.command has {len(commands)} entries; there are {n} rows")
-    if max(map(len, commands), default=0) > MAX_COMMAND:
-        longest = max(commands, key=len)
+    _check_commands(commands)
+    _check_devices(checked.frame)
+    _check_workloads(checked.frame, workloads)
+
+
+def _check_commands(commands: Sequence[bytes]) -> None:
+    try:
+        text = b"\0".join(commands).decode()
+    except UnicodeDecodeError as failed:
+        raise Unsound("shape", f"a command is not UTF-8 ({failed}); escape other bytes") from failed
+    if text.count("\0") < max(len(commands), 1) and _pieces_fit(text):
+        return
+    longest = max((command.decode() for command in commands), key=len)
+    if len(longest) > MAX_COMMAND:
         raise Unsound(
             "shape",
             f"a command of {len(longest)} characters, {longest[:80]!r}...: at most {MAX_COMMAND}; "
             "send the kernel's `comm`, never the arguments",
         )
-    _check_devices(checked.frame)
-    _check_workloads(checked.frame, workloads)
+
+
+def _pieces_fit(text: str) -> bool:
+    """Whether no piece between NULs is too long; in steps of the longest that may be."""
+    at = -1
+    while len(text) - at > MAX_COMMAND + 1:
+        at = text.rfind("\0", at + 1, at + MAX_COMMAND + 2)
+        if at < 0:
+            return False
+    return True
 
 
 def _check_devices(frame: Frame) -> None:
@@ -202,13 +227,12 @@ def _check_devices(frame: Frame) -> None:
         if not device.name or device.name in names:
             raise Unsound("shape", f"device name {device.name!r} is empty or comes twice")
         names.add(device.name)
-        for text in (device.name, device.component, device.quality):
-            if len(text) > MAX_NAME or CONTROL.search(text):
-                raise Unsound(
-                    "shape",
-                    f"device {device.name[:80]!r}: its name, component and quality must be at "
-                    f"most {MAX_NAME} characters without control characters",
-                )
+        if not _are_names(device.name, device.component, device.quality):
+            raise Unsound(
+                "shape",
+                f"device {device.name[:80]!r}: its name, component and quality must be at "
+                f"most {MAX_NAME} characters without control characters",
+            )
         if not 0.0 <= device.coverage <= 1.0:
             raise Unsound(
                 "shape",

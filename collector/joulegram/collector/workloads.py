@@ -5,9 +5,10 @@ time. So a frame's workloads are read as bytes first, and each distinct one is l
 """
 
 import re
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from hashlib import blake2b
+
+from google.protobuf.message import DecodeError
 
 from joulegram.collector.packed import PackedFrame
 from joulegram.v1.telemetry_pb2 import Workload as WireWorkload
@@ -18,15 +19,15 @@ MAX_LABELS = 64
 MAX_LABEL = 320  # characters; Kubernetes allows 317
 MAX_CPUS = 1_000_000.0  # of one node; sums over years of them stay finite
 
-CACHE_ENTRIES = 65_536
-CACHED_BYTES = 1_024  # larger ones are looked into each time
+KNOWN_ENTRIES = 65_536  # beyond it all are looked into anew
+KNOWN_BYTES = 1_024  # larger ones are looked into each time
 
 CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """One version of what is known of a workload."""
+    """One version of what is known of a workload; the same object while it stays the same."""
 
     workload: int  # of (scope, kind, id)
     details: int  # of user, project, name, labels
@@ -43,6 +44,10 @@ class Workload:
     problem: str  # why no frame may carry it; "": it is well
 
 
+NONE = Workload(0, 0, "", "", "", "", "", "", (), (), 0.0, (), "")
+_known: dict[bytes, Workload] = {}  # by their canonical bytes
+
+
 def digest(*texts: str) -> int:
     """64 bits of texts, each with its length, so that ("ab", "c") differs from ("a", "bc")."""
     hashed = blake2b(digest_size=8)
@@ -57,20 +62,34 @@ def workload_id(scope: str, kind: str, id: str) -> int:
     return digest(scope, kind, id)
 
 
-def read_workloads(content: bytes) -> list[Workload]:
-    """The workloads of a frame, in its order.
-
-    Args:
-        content: the frame, serialised deterministically.
-    """
-    return [
-        _read_once(packed) if len(packed) <= CACHED_BYTES else _read(packed)
-        for packed in PackedFrame.FromString(content).workloads
-    ]
+def read_workloads(frame: PackedFrame) -> list[Workload]:
+    """The workloads of a frame, in its order. The frame's own bytes of them become canonical."""
+    found = [_known.get(packed) for packed in frame.workloads]
+    if not all(found):
+        for index, workload in enumerate(found):
+            if workload is None:
+                found[index] = _read_into(frame, index)
+    return found  # type: ignore[return-value]
 
 
-def _read(packed: bytes) -> Workload:
-    wire = WireWorkload.FromString(packed)
+def _read_into(frame: PackedFrame, index: int) -> Workload:
+    packed = frame.workloads[index]
+    try:
+        wire = WireWorkload.FromString(packed)
+    except DecodeError as failed:
+        return replace(NONE, problem=f"it cannot be read ({failed}); text must be UTF-8")
+    canonical = wire.SerializeToString(deterministic=True)
+    workload = _read(wire, len(packed))
+    if canonical != packed:
+        frame.workloads[index] = canonical
+    elif len(packed) <= KNOWN_BYTES:
+        if len(_known) >= KNOWN_ENTRIES:
+            _known.clear()
+        _known[packed] = workload
+    return workload
+
+
+def _read(wire: WireWorkload, size: int) -> Workload:
     labels = tuple(sorted(wire.attributes))
     values = tuple(wire.attributes[label] for label in labels)
     return Workload(
@@ -86,11 +105,8 @@ def _read(packed: bytes) -> Workload:
         values,
         wire.reserved_cpus,
         tuple((reserved.device, reserved.fraction) for reserved in wire.reserved_devices),
-        _problem(wire, len(packed)),
+        _problem(wire, size),
     )
-
-
-_read_once = lru_cache(CACHE_ENTRIES)(_read)
 
 
 def _problem(wire: WireWorkload, size: int) -> str:

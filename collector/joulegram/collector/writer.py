@@ -252,20 +252,21 @@ class Store:
         Frames may come in any order, so a version is stamped with its window; when two versions
         meet, both are written, and the later window wins for every reader.
         """
+        latest: dict[Workload, int] = {}
+        for checked in sorted(frames, key=_window_of):
+            latest.update(dict.fromkeys(checked.workloads, _window_of(checked)))
         known: dict[int, tuple[Workload, int]] = {}
         new: dict[tuple[int, int], tuple[Workload, int]] = {}
-        for checked in frames:
-            seen_ms = checked.frame.window_start_ms
-            for workload in checked.workloads:
-                last = known.get(workload.workload) or self._known.get(workload.workload)
-                if last is None or last[0].details != workload.details:
-                    now = workload, seen_ms
-                    for version in (now,) if last is None else (last, now):
-                        key = version[0].workload, version[0].details
-                        if key not in new or new[key][1] < version[1]:
-                            new[key] = version
-                if last is None or last[1] < seen_ms:
-                    known[workload.workload] = workload, seen_ms
+        for workload, seen_ms in latest.items():
+            last = known.get(workload.workload) or self._known.get(workload.workload)
+            if last is None or last[0].details != workload.details:
+                now = workload, seen_ms
+                for version in (now,) if last is None else (last, now):
+                    key = version[0].workload, version[0].details
+                    if key not in new or new[key][1] < version[1]:
+                        new[key] = version
+            if last is None or last[1] < seen_ms:
+                known[workload.workload] = workload, seen_ms
         if new:
             versions, seen_at_ms = zip(*new.values(), strict=True)
             self.ledger.insert("workloads", columns.of_workloads(versions, seen_at_ms))
@@ -327,6 +328,10 @@ class Store:
             days.discard(day)
             if not days:
                 self._whole.pop((node, epoch), None)
+
+
+def _window_of(checked: Checked) -> int:
+    return checked.frame.window_start_ms
 
 
 def _place(checked: Checked) -> tuple[str, int, int, int]:

@@ -27,10 +27,9 @@ from joulegram.collector.kafka.config import RECORD_MOST_BYTES, KafkaConfig
 from joulegram.collector.kafka.letters import FRAME, RECORD, DeadLetters, Letter, now_ms
 from joulegram.collector.kafka.records import Unpackable, unpack
 from joulegram.collector.kafka.topics import check_topics
-from joulegram.collector.packed import Unreadable, read_frame
+from joulegram.collector.packed import PackedFrame, Unreadable, read_frame
 from joulegram.collector.stages import Busy, Stage
 from joulegram.collector.validate import Refusal, validate_all
-from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +256,7 @@ class FromKafka:
 
     async def _keep(self, bite: _Bite) -> None:
         """Return once every frame of these records is durable or parked."""
-        read: list[tuple[Frame, bytes, int]] = []
+        read: list[tuple[PackedFrame, bytes, int]] = []
         letters: list[Letter] = []
         for offset, value in bite.values:
             try:
@@ -299,7 +298,7 @@ class FromKafka:
         if letters and not bite.abandoned:
             await self.letters.park(letters)
 
-    def _judge(self, frames: Sequence[tuple[Frame, bytes]]) -> list[Checked | Refusal]:
+    def _judge(self, frames: Sequence[tuple[PackedFrame, bytes]]) -> list[Checked | Refusal]:
         # Intake judged the sender's clock when the frame was sent. A frame may wait here for
         # days, so of times only what the ledger needs is judged again: not too old, and not
         # in a future that has not come since.

@@ -20,7 +20,7 @@ from joulegram.collector.errors import BadSetting
 from joulegram.collector.kafka.client import connection
 from joulegram.collector.kafka.config import RECORD_MOST_BYTES, KafkaConfig
 from joulegram.collector.kafka.records import Unpackable, unpack
-from joulegram.collector.packed import Unreadable, read_frame
+from joulegram.collector.packed import PackedFrame, Unreadable, read_frame
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Follower:
                         hook(frames)
                 self._next[partition] = records[-1].offset + 1
 
-    def _fresh(self, value: bytes) -> list[Frame]:
+    def _fresh(self, value: bytes) -> list[PackedFrame]:
         """Frames not seen before; what cannot be read the writers park."""
         found = []
         try:

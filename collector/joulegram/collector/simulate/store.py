@@ -10,12 +10,12 @@ from joulegram.collector.errors import LedgerUnusable
 from joulegram.collector.ledger.config import ClickhouseConfig
 from joulegram.collector.ledger.migrate import migrate
 from joulegram.collector.ledger.open import open_ledger
+from joulegram.collector.packed import PackedFrame
 from joulegram.collector.rollup import Rollup
 from joulegram.collector.simulate.fleet import Fleet
 from joulegram.collector.simulate.frames import CHUNK, Made, Maker
 from joulegram.collector.simulate.totals import TEAM_NAMES, Totals
 from joulegram.collector.writer import Store
-from joulegram.v1.telemetry_pb2 import Frame
 
 DAY_S = 86_400
 GROUP_ROWS = 200_000  # as many as a busy collector commits together
@@ -44,7 +44,9 @@ def fill(fleet: Fleet, data: Path, progress: Callable[[int], None]) -> Totals:
 
         def commit() -> None:
             nonlocal rows
-            frames = [Checked.of(Frame.FromString(made.packed), made.packed) for made in group]
+            frames = [
+                Checked.of(PackedFrame.FromString(made.packed), made.packed) for made in group
+            ]
             outcome = store.keep(frames)
             if outcome.busy:
                 raise LedgerUnusable(
