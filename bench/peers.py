@@ -1,9 +1,9 @@
 """Kepler and Scaphandre, where they are: on the same counters, /proc and floor as our agent.
 
 Found by KEPLER and SCAPHANDRE (paths of the programs) or on PATH; a peer that is not there is
-left out. Each is asked for its metrics once a second, as a Prometheus would, which is a tick.
-Scaphandre knows no other sysfs than /sys: it runs in a mount namespace of its own, with the
-counters laid over /sys/class, which takes root. docs/comparison.md has the table.
+left out. Each is asked for its metrics as a Prometheus would, as often as it reads anew; a tick
+is one such reading. Scaphandre knows no other sysfs than /sys: it runs in a mount namespace of its
+own, with the counters laid over /sys/class, which takes root. docs/comparison.md has the table.
 """
 
 import contextlib
@@ -35,12 +35,14 @@ class Peer:
     Args:
         argv: from program, sysfs and port to what is run.
         metric: of its exposition, what it says of each process.
+        every_s: from one reading to the next.
     """
 
     name: str
     variable: str
     argv: Callable[[str, Path, int], list[str]]
     metric: str
+    every_s: int
 
     def program(self) -> str | None:
         return os.environ.get(self.variable) or shutil.which(self.name)
@@ -58,8 +60,9 @@ def _scaphandre(program: str, sysfs: Path, port: int) -> list[str]:
 
 
 PEERS = (
-    Peer("kepler", "KEPLER", _kepler, "kepler_process_cpu_joules_total"),
-    Peer("scaphandre", "SCAPHANDRE", _scaphandre, "scaph_process_power_consumption_microwatts"),
+    Peer("kepler", "KEPLER", _kepler, "kepler_process_cpu_joules_total", 1),
+    # Asked again within 2 s it repeats itself.
+    Peer("scaphandre", "SCAPHANDRE", _scaphandre, "scaph_process_power_consumption_microwatts", 3),
 )
 
 
@@ -74,20 +77,22 @@ def run() -> list[dict[str, Any]]:
     with crowd(PROCESSES, BUSY), tempfile.TemporaryDirectory() as none, counters() as sysfs:
         with sink() as address, agent(sysfs, address, "--cgroupfs", none) as pid:
             time.sleep(WARM_UP_S)
-            rows.append(_row("ours", beside_floor(pid), "the shipped agent"))
+            rows.append(_row("ours", beside_floor(pid), 1, "the shipped agent"))
         for peer in present:
             with _running(peer, sysfs) as (pid, total):
                 cost = beside_floor(pid)
-                rows.append(_row(peer.name, cost, f"{peer.metric} sums to {total():g}"))
+                what = f"{peer.metric} sums to {total():g}"
+                rows.append(_row(peer.name, cost, peer.every_s, what))
     return rows
 
 
-def _row(name: str, cost: Cost, what: str) -> dict[str, Any]:
+def _row(name: str, cost: Cost, every_s: int, what: str) -> dict[str, Any]:
+    ours_ns = cost.ours_ns * every_s  # of a reading, not of a second
     return {
         "name": f"peer_{name}",
-        "ratio": cost.ours_ns / cost.floor_ns,
+        "ratio": ours_ns / cost.floor_ns,
         "limit": NO_LIMIT,
-        "ours": cost.ours_ns / cost.processes / 1000,
+        "ours": ours_ns / cost.processes / 1000,
         "reference": cost.floor_ns / cost.processes / 1000,
         "unit": f"us CPU per process and tick ({cost.processes} processes; {what})",
     }
@@ -102,7 +107,7 @@ def _running(peer: Peer, sysfs: Path) -> Iterator[tuple[int, Callable[[], float]
     last = [""]
 
     def scrape() -> None:
-        while not stop.wait(1.0):
+        while not stop.wait(peer.every_s):
             with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
                 last[0] = answer.read().decode(errors="replace")
 
