@@ -114,7 +114,7 @@ def offer(store: Store, frames: Sequence[Frame]) -> list[Frame]:
         logging.getLogger(__name__).warning("look-up failed: %s", failed)
         store.forget()
         return list(frames)
-    return [one.frame for one in offered if one in busy]
+    return [frame for frame, one in zip(frames, offered, strict=True) if one in busy]
 
 
 def store_of(ledger: ClickhouseLedger) -> Store:

@@ -165,13 +165,13 @@ async def test_whatever_is_offered_and_whatever_fails_each_frame_is_stored_once(
                 for group, answer in zip(groups, answers, strict=True):
                     assert isinstance(answer, Sequence | Busy)
                     if not isinstance(answer, Busy):
-                        no = [one.frame.frame for one in answer]
-                        said += [(f, any(f is other for other in no)) for f in group]
+                        no = {one.frame.packed for one in answer}
+                        said += [(f, f.SerializeToString() in no) for f in group]
             faulty[0] = 0.0
             left = [f for f in pool if not any(f is other for other, _ in said)]
             if left:
-                no = [one.frame.frame for one in await writer.send(checked(*left))]
-                said += [(f, any(f is other for other in no)) for f in left]
+                no = {one.frame.packed for one in await writer.send(checked(*left))}
+                said += [(f, f.SerializeToString() in no) for f in left]
         now = identities(heard)
         assert len(now) == len(set(now)) and known.isdisjoint(now)
         known = set(stored(ledger)[0])
