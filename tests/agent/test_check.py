@@ -1,10 +1,13 @@
 """`joulegram check`: each line says what, why and what to do, whatever the machine lacks."""
 
+import contextlib
+
 import pytest
 
 from joulegram.agent import check, findings
 from joulegram.agent.findings import BESIDE, DENIED, FAILS, MISSING, MODELLED, WORKS, Finding
 from joulegram.agent.floors import LEARN_MS, Floors
+from joulegram.agent.meter import Meter
 from tests.agent.played import Machine
 from tests.agent.test_hwmon import as_nobody
 from tests.agent.test_machine import CRAY, METER, write
@@ -116,3 +119,20 @@ def test_a_cgroup_tree_that_may_not_be_entered_is_a_line_of_the_page(machine):
     settings = machine.config(cgroupfs=closed, docker_socket="", slurm="off")
     found = {f.what: f for f in as_nobody(lambda: list(findings.owners(settings)))}
     assert found["cgroups"].state == MISSING and str(closed) in found["cgroups"].why
+
+
+@pytest.mark.parametrize("below", ["", "below/sys"])
+def test_a_sysfs_that_may_not_be_entered_is_a_line_of_the_page_and_ends_no_meter(machine, below):
+    closed = machine.root / "closed"
+    closed.mkdir(mode=0)
+    settings = machine.config(sysfs=closed / below, state=machine.root / "state", slurm="off")
+    found = {f.what: f for f in as_nobody(lambda: list(findings.energy(settings)))}
+    assert found["sysfs"].state == DENIED
+    assert str(closed / below) in found["sysfs"].why and "--sysfs" in found["sysfs"].remedy
+    assert "energy: load model" in found
+
+    def devices():
+        with contextlib.closing(Meter(settings)) as meter:
+            return list(meter.devices.metered)
+
+    assert as_nobody(devices) == ["cpu0"]

@@ -16,7 +16,7 @@ from joulegram.agent.machine import Kind, Machine, chosen, read
 from joulegram.agent.owners.owners import Owners
 from joulegram.agent.sensors.drm import cards
 from joulegram.agent.sensors.load.model import LoadModel
-from joulegram.agent.textfile import Torn
+from joulegram.agent.textfile import Torn, is_there, matching
 from joulegram.agent.use.cgroups import Cgroups
 from joulegram.agent.use.procfs import Processes, cpu_times
 
@@ -39,10 +39,10 @@ class Finding:
 
 def energy(agent: AgentConfig) -> Iterator[Finding]:
     """Every kind of sensor, its devices, and their idle floors."""
+    yield from _sysfs(agent.sysfs)
     clock = SystemClock()
     machine = Machine(agent, clock)
-    floors = Floors(agent.state.expanduser() / "floors.json", agent.node)
-    floors.load()
+    floors = Floors.kept_in(agent.state, agent.node)
     try:
         found = [(kind, list(kind.find())) for kind in machine.kinds]
         counts = chosen([sensors for _, sensors in found], machine.model)
@@ -70,6 +70,20 @@ def energy(agent: AgentConfig) -> Iterator[Finding]:
         yield from _unmetered(agent.sysfs, found)
     finally:
         machine.close()
+
+
+def _sysfs(sysfs: Path) -> Iterator[Finding]:
+    """Why nothing can be found there at all."""
+    try:
+        os.scandir(sysfs).close()
+    except OSError as exc:
+        state = DENIED if isinstance(exc, PermissionError) else MISSING
+        yield Finding(
+            "sysfs",
+            state,
+            f"{sysfs} cannot be listed: {exc.strerror}; whatever it has is not metered",
+            "Mount sysfs, or set --sysfs to a folder that this user may enter.",
+        )
 
 
 def _none(kind: Kind) -> Iterator[Finding]:
@@ -148,8 +162,8 @@ def _unmetered(sysfs: Path, found: Sequence[tuple[Kind, list[AnySensor]]]) -> It
         for name in sensor.names()
     }
     reasons = dict(cards.unmetered(sysfs))
-    for card in sorted((sysfs / "class/drm").glob("card[0-9]*")):
-        if "-" in card.name or not (card / "device/vendor").exists():
+    for card in matching(sysfs, "class/drm/card[0-9]*"):
+        if "-" in card.name or not is_there(card / "device/vendor"):
             continue
         address = _address(card / "device/uevent")
         if not address or address.lower() not in known:
@@ -170,7 +184,7 @@ def owners(agent: AgentConfig) -> Iterator[Finding]:
     """Processes, cgroups, and who knows the names behind them."""
     yield _processes(agent.procfs)
     yield _cgroups(agent)
-    if agent.docker_socket == DOCKER_SOCKET and not Path(DOCKER_SOCKET).exists():
+    if agent.docker_socket == DOCKER_SOCKET and not is_there(Path(DOCKER_SOCKET)):
         agent = replace(agent, docker_socket="")  # nobody named it
     known = Owners.of(agent)
     try:

@@ -61,6 +61,19 @@ def whole(file: int) -> bytes:
     return raw
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Paths below a folder, sorted; none where it may not be entered: there Path.glob raises."""
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []
+
+
+def is_there(path: Path) -> bool:
+    """Whether it exists; no, where the way to it may not be entered: there Path.exists raises."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def as_count(raw: bytes) -> int | None:
     """The non-negative integer of a one-line file, or None when the line is torn."""
     if raw.endswith(b"\n") and (digits := raw[:-1]).isdigit():

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from joulegram.agent.textfile import matching
 from joulegram.agent.use.procfs import TICK_NS, Process
 from joulegram.agent.workloads import Owner
 
@@ -73,7 +74,7 @@ def stat_of(procfs: Path, pid: int) -> Stat | None:
 def children_of(procfs: Path, pid: int) -> frozenset[int]:
     """Where the kernel tells (CONFIG_PROC_CHILDREN); else nobody."""
     found: set[int] = set()
-    for file in (procfs / str(pid) / "task").glob("*/children"):
+    for file in matching(procfs / str(pid), "task/*/children"):
         try:
             found.update(map(int, file.read_text().split()))
         except (OSError, ValueError):

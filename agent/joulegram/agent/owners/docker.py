@@ -14,6 +14,7 @@ from joulegram.agent.owners.answers import at, document, indices, items, number,
 from joulegram.agent.owners.asking import Asking
 from joulegram.agent.owners.http import TIMEOUT_S, get, over_unix
 from joulegram.agent.owners.known import ALL_GPUS, UNKNOWN, Known, bounded
+from joulegram.agent.textfile import is_there
 from joulegram.agent.workloads import CONTAINER, Owner
 
 EVERY_S = 60.0
@@ -81,7 +82,7 @@ class Docker:
         self.asking.close()
 
     def _ask(self) -> None:
-        if self._if_there and not self._path.exists():
+        if self._if_there and not is_there(self._path):
             return
         running = [
             container

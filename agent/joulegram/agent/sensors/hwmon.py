@@ -39,7 +39,14 @@ from typing import TypeAlias
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.sensors.sensor import Sample
-from joulegram.agent.textfile import Torn, as_count, as_line, read_whole
+from joulegram.agent.textfile import (
+    Torn,
+    as_count,
+    as_line,
+    is_there,
+    matching,
+    read_whole,
+)
 
 ACPI = "power_meter"
 # IBM's Active Energy Manager: channel 1 is the system.
@@ -174,7 +181,7 @@ def line(path: Path) -> str:
 
 def _channels(sysfs: Path) -> Iterator[Channel]:
     """Every channel of every hwmon device, in the devices' order."""
-    for hwmon in sorted((sysfs / "class/hwmon").glob("hwmon*"), key=_order):
+    for hwmon in sorted(matching(sysfs, "class/hwmon/hwmon*"), key=_order):
         # Drivers of the old style have their files, name included, at the device's own folder.
         driver = line(hwmon / "name") or line(hwmon / "device/name")
         for folder in (hwmon, hwmon / "device"):
@@ -188,7 +195,7 @@ def _channels(sysfs: Path) -> Iterator[Channel]:
 def _channel(folder: Path, driver: str, number: int) -> Iterator[Channel]:
     power, energy = folder / f"power{number}", folder / f"energy{number}_input"
     files = (Path(f"{power}_average"), Path(f"{power}_input"))
-    reading = next((path for path in files if path.exists()), None)
+    reading = next((path for path in files if is_there(path)), None)
     averaged_ms = optional(Path(f"{power}_average_interval"))
     if averaged_ms >= UNKNOWN_INTERVAL_MS or reading != files[0]:
         averaged_ms = 0
@@ -200,7 +207,7 @@ def _channel(folder: Path, driver: str, number: int) -> Iterator[Channel]:
             number,
             " ".join(label.split()),
             reading,
-            energy if energy.exists() else None,
+            energy if is_there(energy) else None,
             averaged_ms / 1000,
         )
 

@@ -20,6 +20,7 @@ from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.sensors.bmc.background import Background, SlowPlatform
 from joulegram.agent.sensors.sensor import Sample
+from joulegram.agent.textfile import matching
 
 PROGRAMS = (
     ("ipmi-dcmi", "--get-system-power-statistics"),
@@ -52,8 +53,8 @@ def likely(sysfs: Path, dev: Path | None = None) -> bool:
     Args:
         dev: the machine's /dev; None for a captured tree, which has none.
     """
-    found = any(sysfs.glob("class/ipmi/ipmi*"))
-    return found or (dev is not None and any(dev.glob("ipmi*")))
+    found = matching(sysfs, "class/ipmi/ipmi*")
+    return bool(found or (dev is not None and matching(dev, "ipmi*")))
 
 
 def programs(path: str | None = None) -> list[tuple[str, ...]]:

@@ -36,6 +36,7 @@ from joulegram.agent.sensors.drm.fdinfo import ADDRESS
 from joulegram.agent.sensors.gpu import GpuLook, GpuOpen, GpuUse
 from joulegram.agent.sensors.hwmon import line, optional, read_micro
 from joulegram.agent.sensors.sensor import Sample
+from joulegram.agent.textfile import is_there, matching
 
 AMD, INTEL = "0x1002", "0x8086"
 DRIVERS = {"amdgpu": AMD, "i915": INTEL, "xe": INTEL}
@@ -87,7 +88,7 @@ class CardUsers:
     def names(self) -> Mapping[str, float]:
         card = self.card
         names = [card.name, card.address, card.address.removeprefix("0000:")]
-        names += [path.name for path in sorted(card.device.glob("drm/renderD*"))]
+        names += [path.name for path in matching(card.device, "drm/renderD*")]
         if card.unique_id:
             # ROCm's UUID, and its tools' way to print the number.
             names += [card.unique_id, f"GPU-{card.unique_id}", f"0x{card.unique_id}"]
@@ -276,10 +277,10 @@ def _is(node: kfd.Node, address: str, unique_id: str) -> bool:
 
 def _meters(sysfs: Path, device: Path) -> list[Path]:
     """The hwmon folders of the card itself, not of its tiles."""
-    found = sorted(device.glob("hwmon/hwmon*"))
+    found = matching(device, "hwmon/hwmon*")
     if not found:
         own = device.resolve()
-        paths = sorted((sysfs / "class/hwmon").glob("hwmon*"))
+        paths = matching(sysfs, "class/hwmon/hwmon*")
         found = [path for path in paths if (path / "device").resolve() == own]
     return [path for path in found if line(path / "name") in DRIVERS]
 
@@ -290,12 +291,12 @@ def _meter(folders: Iterable[Path]) -> tuple[Path | None, bool]:
     for folder in folders:
         energies = {
             line(folder / path.name.replace("_input", "_label")): path
-            for path in sorted(folder.glob("energy*_input"), reverse=True)
+            for path in reversed(matching(folder, "energy*_input"))
         }
         for label in ENERGIES:
             if label in energies:
                 return energies[label], True
-        powers += [path for name in POWERS if (path := folder / name).exists()]
+        powers += [path for name in POWERS if is_there(path := folder / name)]
     return next(filter(_answers, powers), powers[0] if powers else None), False
 
 
@@ -319,14 +320,14 @@ def _inside(
         return "an Intel GPU on the root bus" if address.startswith("0000:00:") else ""
     if any(node.with_cpu for node in nodes):
         return "an APU, as KFD lists it"
-    if any(line(label) == "vddnb" for path in meters for label in path.glob("in*_label")):
+    if any(line(label) == "vddnb" for path in meters for label in matching(path, "in*_label")):
         return "an APU, by its supply vddnb"
     return "an MI300A, whose meter is its socket's" if line(device / "device") == MI300A else ""
 
 
 def _numbered(sysfs: Path, metered: Iterable[Card]) -> bool:
     """Whether a bare number can mean nothing but one of these GPUs."""
-    return len({card.vendor for card in metered}) == 1 and not (sysfs / "module/nvidia").exists()
+    return len({card.vendor for card in metered}) == 1 and not is_there(sysfs / "module/nvidia")
 
 
 def _order(card: Card, nodes: Sequence[kfd.Node]) -> tuple[int, str]:
