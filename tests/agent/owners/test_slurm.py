@@ -3,6 +3,8 @@
 import json
 import os
 import shlex
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -261,3 +263,52 @@ def test_the_clusters_name_by_slurm_conf(tmp_path):
     conf.write_text("#ClusterName=old\n  clustername=Perlmutter # ours\nNodeName=n1\n")
     assert cluster_of_this_host((str(tmp_path / "none"), str(conf))) == "Perlmutter"
     assert cluster_of_this_host((str(tmp_path / "none"),)) == ""
+
+
+# Killed, it is a zombie that only who traces it may see, and who traces it does not look: to
+# whoever waits for it, it hangs in the kernel.
+STUCK = """
+import ctypes, os, sys, time
+from pathlib import Path
+free, traced = Path(sys.argv[1]), os.pipe()
+libc, me = ctypes.CDLL(None), os.getpid()
+libc.prctl(0x59616d61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER: anybody may
+if os.fork() == 0:
+    os.setsid()
+    os.closerange(0, 3)
+    done = libc.ptrace(0x4206, me, None, None)  # PTRACE_SEIZE
+    os.write(traced[1], b"n" if done else b"y")
+    until = time.monotonic() + 60
+    while not free.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os._exit(0)
+print(os.read(traced[0], 1).decode(), file=open(free.with_name("traced"), "w"))
+time.sleep(60)
+"""
+
+
+def test_one_that_cannot_be_ended_is_left_behind_and_not_started_again(tmp_path):
+    program, free = tmp_path / "scontrol", tmp_path / "free"
+    program.write_text(f"#!{sys.executable}\n{STUCK}")
+    program.chmod(0o755)
+    command = [str(program), str(free)]
+    began_s = time.monotonic()
+    try:
+        with pytest.raises(SourceFailed, match="no answer within 2 s"):
+            output_of(command, 2.0, 1000)
+        assert time.monotonic() - began_s < 30.0  # it is held for 60
+        if (tmp_path / "traced").read_text() != "y\n":
+            pytest.skip("this kernel lets no process trace its parent")
+        with pytest.raises(SourceFailed, match=r"earlier .*scontrol .* hangs in the kernel"):
+            output_of(command, 2.0, 1000)
+    finally:
+        free.touch()
+    program.write_text("#!/bin/sh\necho well\n")
+
+    def well() -> bool:
+        try:
+            return output_of(command, 5.0, 1000) == b"well\n"
+        except SourceFailed:
+            return False
+
+    wait_until(well, "the next one")

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from joulegram.agent.errors import SourceFailed
 
 COMPLAINT_MAX = 1024
+GONE_WITHIN_S = 2.0  # after it was killed
 PASSED_ON = ("PATH", "HOME", "SLURM_CONF", "LD_LIBRARY_PATH")
+
+# Per program the last one that could not be ended: one at a time, not one at every try.
+_stayed: dict[str, "subprocess.Popen[bytes]"] = {}
 
 
 def output_of(command: Sequence[str], timeout_s: float, most: int) -> bytes:
@@ -19,6 +23,10 @@ def output_of(command: Sequence[str], timeout_s: float, most: int) -> bytes:
     Raises: SourceFailed when it cannot be run, fails, takes longer, or writes more than `most`.
     """
     said = " ".join(command)
+    if (earlier := _stayed.get(command[0])) is not None and earlier.poll() is None:
+        raise SourceFailed(
+            f"an earlier {command[0]} (pid {earlier.pid}) hangs in the kernel and cannot be ended"
+        )
     # Of our own environment little: SQUEUE_FORMAT and the like would change what it says.
     env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     try:
@@ -42,7 +50,7 @@ def output_of(command: Sequence[str], timeout_s: float, most: int) -> bytes:
             )
         return written
     finally:
-        _end(program)
+        _end(program, command[0])
 
 
 def _read(
@@ -77,13 +85,17 @@ def _read(
     return bytes(out), err.decode(errors="replace")
 
 
-def _end(program: subprocess.Popen[bytes]) -> None:
+def _end(program: subprocess.Popen[bytes], name: str) -> None:
+    """See that it is gone. One that hangs in the kernel stays behind."""
     if program.poll() is None:
         try:
             os.killpg(program.pid, signal.SIGKILL)  # with what it may have started
         except OSError:
             program.kill()
-        program.wait()
+        try:
+            program.wait(GONE_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            _stayed[name] = program
     for stream in (program.stdout, program.stderr):
         if stream is not None:
             stream.close()
