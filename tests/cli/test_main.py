@@ -1,5 +1,6 @@
 """The command line speaks plainly: one page, one line per error, silent ends."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -125,3 +126,43 @@ def test_ctrl_c_is_silent(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert "Traceback" not in process.stderr.read()
         assert process.wait(20) in (0, 130)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("argv", [["version"], ["--help"], ["config"]])
+def test_output_that_cannot_be_written_is_said(argv: list[str], unbuffered: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*joulegram(), *argv],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"joulegram: cannot write what there is to say: No space left on device\n"
+
+
+def test_a_configuration_may_come_from_a_device_or_a_pipe() -> None:
+    assert said("config", "--config", "/dev/null").returncode == 0
+    own, its = os.pipe()
+    os.write(its, b'[grid]\nzone = "GB"\n')
+    os.close(its)
+    for command, status in (("config", 0), ("up", 2)):
+        done = subprocess.run(
+            [*joulegram(), command, f"--config=/dev/fd/{own}"],
+            pass_fds=[own],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        if command == "up":  # it would start programs that have no such pipe
+            assert "is a pipe" in done.stderr
+        else:
+            assert 'zone = "GB"' in done.stdout
+    os.close(own)

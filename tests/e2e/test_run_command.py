@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -346,3 +347,26 @@ def test_whatever_cannot_be_metered_the_command_runs(tmp_path, broken):
     done, _ = ran(None, tmp_path, "sh", "-c", "exit 4", flags=[broken])
     assert done.returncode == 4
     assert "Traceback" not in done.stderr
+
+
+def test_a_uid_that_nobody_knows_and_no_home_are_in_nobodys_way(machine, tmp_path):
+    """As in a container that is started with any uid: learnt floors have no place, that is all."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root, with setpriv, can become somebody unknown")
+    output = tmp_path / "run.json"
+    tmp_path.chmod(0o777)
+    # The interpreter, and this folder, may lie where only root may look.
+    may = "+dac_override"
+    unknown = ["setpriv", "--reuid=3999999", "--regid=3999999", "--clear-groups"]
+    unknown += [f"--inh-caps={may}", f"--ambient-caps={may}"]
+    done = subprocess.run(
+        [*unknown, *argv(machine, "true", flags=[f"--output={output}"])],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "HOME"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "joulegram run  true on n1" in done.stderr
+    assert output.exists()

@@ -25,8 +25,7 @@ def run(agent: AgentConfig, options: AgentOptions) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    floors = Floors(agent.state.expanduser() / "floors.json", agent.node)
-    floors.load()
+    floors = Floors.kept_in(agent.state, agent.node)
     if options.print:
         with contextlib.closing(Meter(agent, floors=floors)) as meter:
             return print_frames(meter, options.frames, stop)

@@ -11,7 +11,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,16 @@ class Floors:
     path: Path | None = None
     node: str = ""
     _days: dict[str, dict[int, Day]] = field(default_factory=dict)
+
+    @classmethod
+    def kept_in(cls, state: Path, node: str) -> Self:
+        """Those of a state folder; of one below a home that nobody knows, none."""
+        try:
+            floors = cls(state.expanduser() / "floors.json", node)
+        except RuntimeError:
+            return cls()
+        floors.load()
+        return floors
 
     def note(self, device: str, start_ms: int, length_ms: int, energy_uj: int) -> None:
         """A window that was measured whole."""

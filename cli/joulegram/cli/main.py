@@ -4,6 +4,7 @@ Exit status: 0 done, 1 failed, 2 not understood, 130 after Ctrl-C, 141 when the 
 pipe went away.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -47,18 +48,27 @@ OWN = {
 }
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     _fill_streams()
     try:
-        status = _run(words)
-        sys.stdout.flush()
-        return status
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
-        # Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
+    except OSError as failed:
+        if failed.errno not in NO_ROOM or failed.filename is not None:
+            raise
+        _drop_output()
+        print(f"joulegram: cannot write what there is to say: {failed.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except Exception as failed:
@@ -76,6 +86,11 @@ def _fill_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+
+
+def _drop_output() -> None:
+    """Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ A part (group `joulegram.parts`) is a module with
     OPTIONS  a dataclass of flags that belong to one run; may be left out
     WORDS    {word: help}, one of which must follow the part's name; may be left out
     FLAGS    {table: names of the keys that have a flag here}; every key where left out
+    HOMELESS True: it also runs where no home is known, and settles itself what lies below ~
     REST     what must follow `--`, such as "COMMAND [ARGUMENT ...]"; may be left out
     run      run(**{table: value}, options=value, word=word, rest=words) -> exit status
 Group `joulegram.tables` names every table's dataclass, so that the configuration can be
@@ -51,6 +52,7 @@ def run(name: str, argv: Sequence[str]) -> int:
             argv,
             only=getattr(part, "FLAGS", {}),
             rest=what,
+            homeless=getattr(part, "HOMELESS", False),
         )
         if values.file:
             print(f"joulegram {name}: configuration from {values.file}", file=sys.stderr)
@@ -105,12 +107,14 @@ def parse(
     *,
     only: Mapping[str, Collection[str]] | None = None,
     rest: str = "",
+    homeless: bool = False,
 ) -> settings.Settings:
     """Effective values for a sub-command that takes these tables ("" are flags of the run).
 
     Args:
         only: names of the keys that have a flag here, of tables of which not every key has.
         rest: what follows `--`, for the usage.
+        homeless: whether it runs without a home.
     Raises: UsageError; SystemExit(0) after --help.
     """
     parser = Parser(
@@ -140,7 +144,7 @@ def parse(
     flags_found = vars(found)
     file = settings.find_file(flags_found.pop("config"), os.environ)
     known = [entry.name for entry in entry_points(group="joulegram.tables")]
-    return settings.read(of_tables, known, flags_found, file, os.environ)
+    return settings.read(of_tables, known, flags_found, file, os.environ, homeless=homeless)
 
 
 def _whose(flag: str) -> str | None:

@@ -145,7 +145,8 @@ def find_file(explicit: str | None, environ: Mapping[str, str]) -> Path | None:
     ):
         if named:
             path = expanded(Path(named))
-            if not _is_file(path):
+            # Any that can be read: /dev/null, and what a shell makes of <(...).
+            if not os.path.exists(path):  # noqa: PTH110 - which never raises
                 raise UsageError(f"{origin} {named}: no such file, or not one we may reach")
             return path
     usual = [Path("joulegram.toml"), Path("/etc/joulegram/joulegram.toml")]
@@ -161,6 +162,8 @@ def read(
     flags: Mapping[str, Any],
     file: Path | None,
     environ: Mapping[str, str] = os.environ,
+    *,
+    homeless: bool = False,
 ) -> Settings:
     """Effective values of `tables`.
 
@@ -168,6 +171,7 @@ def read(
         tables: {name: dataclass} to fill; the name "" holds flags of this run alone.
         known: every table name that a file may hold, of whatever part.
         flags: what argparse found, {Key.id: text, list of texts, or bool}.
+        homeless: where no home is known, a default in it stays as it is, with its ~.
     Raises: UsageError naming the key, the value, what is accepted, and where it was said.
     """
     document = _document(file, {*known, *filter(None, tables)}) if file else {}
@@ -180,7 +184,7 @@ def read(
             _refuse_unknown_keys(file, table, section, of_table)
         if table:
             _refuse_unknown_variables(table, of_table, environ)
-        given += [_effective(key, section, flags, file, environ) for key in of_table]
+        given += [_effective(key, section, flags, file, environ, homeless) for key in of_table]
     return Settings(file, given)
 
 
@@ -197,6 +201,7 @@ def _effective(
     flags: Mapping[str, Any],
     file: Path | None,
     environ: Mapping[str, str],
+    homeless: bool,
 ) -> Given:
     said: list[Given] = []
     if key.name in section:
@@ -222,7 +227,10 @@ def _effective(
             said.append(Given(key, _checked(key, value, where), f"--{key.flag}", words))
     if not said:
         # Only now: where no home is known, ~ in an unused default must not be in the way.
-        default = expanded(key.default) if isinstance(key.default, Path) else key.default
+        default = key.default
+        if isinstance(default, Path):
+            with contextlib.suppress(*((UsageError,) if homeless else ())):
+                default = expanded(default)
         return Given(key, default, "default")
     if get_origin(key.kind) is Mapping:
         merged = {**key.default, **{name: v for one in said for name, v in one.value.items()}}

@@ -34,6 +34,7 @@ STEADY_S = 60.0  # a child that lived this long starts its back-off anew
 def run(argv: Sequence[str]) -> int:
     tables = parts.tables()
     settings = parts.parse("up", HELP, tables, argv)
+    _refuse_what_is_read_once(settings.file)
     for table, cls in tables.items():
         settings.build(table, cls)
     return asyncio.run(_Up(settings).run())
@@ -190,6 +191,13 @@ def _arguments(settings: Settings, tables: Sequence[str]) -> list[str]:
     """The flags that were given to us and belong to these tables; the file goes along."""
     flags = [text for one in settings.given if one.key.table in tables for text in one.words]
     return [*([f"--config={settings.file}"] if settings.file else []), *flags]
+
+
+def _refuse_what_is_read_once(file: Path | None) -> None:
+    if file is not None and file.is_fifo():
+        raise UsageError(
+            f"up: --config {file}: is a pipe, and three programs read it; write it to a file"
+        )
 
 
 def _address(given: Given) -> tuple[str, int]:

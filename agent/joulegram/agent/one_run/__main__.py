@@ -72,6 +72,7 @@ TABLES = {
     **{e.name: e.load() for e in entry_points(group="joulegram.tables", name="grid")},
 }
 OPTIONS = RunOptions
+HOMELESS = True  # a uid that no database knows, in a container
 REST = "COMMAND [ARGUMENT ...]"
 FLAGS = {
     "agent": ("node", "sysfs", "procfs", "cgroupfs", "state", "idle_w", "tdp_w"),

@@ -95,8 +95,7 @@ class Metering:
         owners = Owners(Batch(config.procfs))
         # A GPU is the run's from when it opens it; that its job was given it is another matter.
         owners.meets.clear()
-        floors = Floors(config.state.expanduser() / "floors.json", config.node)
-        floors.load()
+        floors = Floors.kept_in(config.state, config.node)
         clock = RunClock(round(window_s * 1000))
         meter = Meter(config, clock, floors=floors, owners=owners, run=lineage)
         return cls(config, clock, lineage, Tally(owner), meter)
