@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 
 from joulegram.agent.attribution import IDLE, WHOLE, GpuWork, Metered, attribute
 from joulegram.agent.conservation import check
+from joulegram.agent.errors import SensorFailed
 from joulegram.agent.gpus import held
+from joulegram.agent.owners.batch import Batch
+from joulegram.agent.owners.known import Known
+from joulegram.agent.owners.owners import Owners
 from joulegram.agent.sensors.gpu import GpuLook, GpuOpen, GpuUse
 from joulegram.agent.workloads import Owner
 from tests.agent.played import Machine, device_j, rows
+from tests.agent.test_identity import Said
 
 JOB_A, JOB_B = b"/slurm/uid_1000/job_1/step_0", b"/slurm/uid_1000/job_2/step_0"
 A, B = Owner("slurm", "1"), Owner("slurm", "2")
@@ -45,14 +50,18 @@ class PlayedGpu:
     part: str = "{slices}g"  # how an instance is named
     counted_s: float = 0.0
     looked_s: float = 0.0
+    blind: bool = False  # it does not say who uses it
 
     def read_uj(self) -> int:
         return round(self.machine.seconds * self.watts * 1e6)
 
     def names(self):
-        return {"0": 1.0, "GPU-1": 1.0, "MIG-1g": 1 / 7, "MIG-4g": 4 / 7}
+        uuid = self.device.removeprefix("gpu:")
+        return {uuid[-1:]: 1.0, uuid: 1.0, "MIG-1g": 1 / 7, "MIG-4g": 4 / 7}
 
     def look(self):
+        if self.blind:
+            raise SensorFailed("played")
         elapsed_ns = round((self.machine.seconds - self.looked_s) * 1e9)
         self.looked_s = self.machine.seconds
         uses = []
@@ -134,6 +143,31 @@ def test_the_floor_of_slices_that_nobody_holds_is_nobodys(machine):
     assert gpu_j(frames, "slurm", id="1") == near(3 * 330)
     assert gpu_j(frames, "idle", holder="1") == near(3 * 10)
     assert gpu_j(frames, "idle") == near(3 * 60)
+
+
+def test_a_gpu_that_does_not_say_who_uses_it_is_held_as_before(machine):
+    """Held workloads appear in every frame, also where a look fails for whole windows."""
+    gpu = PlayedGpu(machine, 70.0, opened=[1])
+    given = PlayedGpu(machine, 0.0, opened=[1], device="gpu:GPU-2")
+    owners = Owners(Batch(machine.root / "proc"))
+    owners.sources.append(Said({B: Known(reserved_gpus=("GPU-2",))}))
+
+    def blind():
+        gpu.blind = given.blind = True
+
+    events = {1.2: blind, 4.7: lambda: machine.end(1)}
+    frames = machine.play(7, events, sensors=[gpu, given], owners=owners)
+    holders = [
+        [
+            (r["gpu_device"], frame.workloads[int(r["holder"])].id)
+            for r in rows(frame)
+            if r["holder"] != -1
+        ]
+        for frame in frames
+    ]
+    assert holders == [[(0, "1"), (1, "2")]] * 5 + [[(1, "2")]] * 2
+    assert gpu_j(frames, "idle", holder="1") == near(70 * 5)
+    assert gpu_j(frames, "unattributed") == near(70 * 2)
 
 
 def test_a_gpu_of_which_every_slice_is_held_leaves_nothing_to_nobody(machine):

@@ -46,8 +46,10 @@ class Gpu:
     """One GPU's users and what was last seen of them."""
 
     users: GpuUsers
-    since_ns: int
+    since_ns: int  # the last look that was answered
+    held_ns: int  # until then its holders are said
     opened: dict[int, Opened] = field(default_factory=dict)  # by pid
+    open_by: dict[GpuOpen, Owner] = field(default_factory=dict)  # at the last look
     error: str = ""
 
 
@@ -67,7 +69,7 @@ class Gpus:
     def add(self, users: GpuUsers, now_ns: int) -> None:
         """Look at one more GPU, unless one of that name is looked at already."""
         if users.device not in self._known and len(self._known) < GPUS_MAX:
-            self._known[users.device] = Gpu(users, now_ns)
+            self._known[users.device] = Gpu(users, now_ns, now_ns)
 
     def tick(self, timeline: Timeline, now_ns: int) -> None:
         """Look at all of them. Processes must have been read just before."""
@@ -85,11 +87,12 @@ class Gpus:
         holding: Sequence[tuple[Owner, Sequence[str]]],
     ) -> None:
         try:
-            look, names = gpu.users.look(), gpu.users.names()
+            look = gpu.users.look()
         except (SensorDenied, SensorFailed, OSError) as exc:
             if str(exc) != gpu.error:
                 gpu.error = str(exc)
                 log.warning("%s: who uses it is not known: %s", gpu.users.device, exc)
+            self._hold(gpu, timeline, now_ns, holding, self._still_open(gpu, now_ns))
             return
         gpu.error = ""
         since_ns = max(gpu.since_ns, now_ns - LONGEST_LOOK_NS)
@@ -99,11 +102,11 @@ class Gpus:
             for pid, known in gpu.opened.items()
             if now_ns - known.seen_ns <= REMEMBERED_NS
         }
-        opened: dict[GpuOpen, Owner] = {}
+        gpu.open_by = {}
         for at in look.opened[:OPENED_MAX]:
             if found := self._found(at.pid, gpu):
                 gpu.opened[at.pid] = Opened(*found, now_ns)
-                opened[at] = found[0]
+                gpu.open_by[at] = found[0]
         device = gpu.users.device
         for use in look.uses:
             key = self._found(use.pid, gpu) or (Owner(UNATTRIBUTED), None)
@@ -111,13 +114,38 @@ class Gpus:
                 window.gpu(device).add_use(key, weight, 0)
             for window, busy_ns, _ in timeline.spread(use.busy_ns, since_ns, now_ns):
                 window.gpu(device).add_use(key, 0, busy_ns)
-        for owner, fraction in held(names, holding, opened).items():
+        for window, _, inside_ns in timeline.spread(0, since_ns, now_ns):
+            window.gpu(device).modelled |= look.modelled and inside_ns > 0
+        self._hold(gpu, timeline, now_ns, holding, gpu.open_by)
+
+    def _hold(
+        self,
+        gpu: Gpu,
+        timeline: Timeline,
+        now_ns: int,
+        holding: Sequence[tuple[Owner, Sequence[str]]],
+        opened: Mapping[GpuOpen, Owner],
+    ) -> None:
+        """Say who held it since that was said before."""
+        since_ns = max(gpu.held_ns, now_ns - LONGEST_LOOK_NS)
+        gpu.held_ns = now_ns
+        device = gpu.users.device
+        for owner, fraction in held(gpu.users.names(), holding, opened).items():
             part = round(fraction * (now_ns - since_ns))
             for window, held_ns, _ in timeline.spread(part, since_ns, now_ns):
                 window.gpu(device).add_held(owner, held_ns)
-        for window, looked_ns, inside_ns in timeline.spread(now_ns - since_ns, since_ns, now_ns):
-            window.gpu(device).looked_ns += looked_ns
-            window.gpu(device).modelled |= look.modelled and inside_ns > 0
+        for window, held_ns, _ in timeline.spread(now_ns - since_ns, since_ns, now_ns):
+            window.gpu(device).looked_ns += held_ns
+
+    def _still_open(self, gpu: Gpu, now_ns: int) -> dict[GpuOpen, Owner]:
+        """Who had it open at the last look, and lives: a look that fails takes it from nobody."""
+        if now_ns - gpu.since_ns > LONGEST_LOOK_NS:
+            return {}
+        return {
+            at: owner
+            for at, owner in gpu.open_by.items()
+            if (known := gpu.opened.get(at.pid)) and self.processes.get(at.pid) is known.process
+        }
 
     def _found(self, pid: int, gpu: Gpu) -> tuple[Owner, Process] | None:
         process = self.processes.get(pid)
