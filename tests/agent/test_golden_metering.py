@@ -3,6 +3,8 @@
 Each test is one machine with a known right answer; the frames must give it.
 """
 
+import shutil
+
 import pytest
 
 from joulegram.agent.conservation import check
@@ -195,6 +197,52 @@ def test_frames_wait_half_a_minute_then_go_without_and_later_energy_comes_late(m
     assert device_j(frames, "cpu0") == near(80 * 45)
     assert device_j(frames, "cpu1") == near(20 * 45)
     assert all(f.devices[1].coverage == 1.0 for f in frames)
+
+
+def test_packages_that_come_back_under_each_others_numbers_keep_their_names(machine):
+    for n, watts in enumerate((10, 20, 40)):
+        machine.zone(f"intel-rapl:{n}", f"package-{n}", watts=watts)
+    machine.task(10, cores=1)
+
+    def leave():
+        for entry in ("intel-rapl:1", "intel-rapl:2"):
+            shutil.rmtree(machine.zones.pop(entry).folder)
+
+    def come_back():
+        machine.zone("intel-rapl:2", "package-1", watts=20)
+        machine.zone("intel-rapl:1", "package-2", watts=40)
+
+    frames = machine.play(22, {3.2: leave, 12.2: come_back})
+    of_last = {d.name: (d.energy_uj, d.coverage) for d in frames[-1].devices}
+    assert of_last == {f"cpu{n}": (near(w * 1e6), 1.0) for n, w in enumerate((10, 20, 40))}
+    assert device_j(frames, "cpu0") == near(220)
+    assert energy_j(frames, "system") == near(sum(device_j(frames, f"cpu{n}") for n in range(3)))
+
+
+def test_a_package_that_comes_back_under_another_number_is_metered_on(machine):
+    machine.zone("intel-rapl:0", "package-0", watts=10)
+    machine.zone("intel-rapl:1", "package-1", watts=20)
+    events = {
+        3.2: lambda: shutil.rmtree(machine.zones.pop("intel-rapl:1").folder),
+        8.2: lambda: machine.zone("intel-rapl:3", "package-1", watts=20, value_uj=500_000_000),
+    }
+    frames = machine.play(20, events)
+    cpu1 = [f.devices[1] for f in frames]
+    assert [d.coverage for d in cpu1[4:8]] == [0.0] * 4
+    assert [d.energy_uj for d in cpu1[-5:]] == [near(20e6)] * 5
+    # What the new counter held when it was met is not this gap's.
+    assert device_j(frames, "cpu1") == near(20 * sum(d.coverage for d in cpu1))
+
+
+def test_a_power_meter_that_is_numbered_anew_is_metered_on(machine):
+    machine.zone("intel-rapl:0", "package-0", watts=40)
+    hwmon = machine.root / "sys/class/hwmon"
+    (hwmon / "hwmon0").mkdir(parents=True)
+    (hwmon / "hwmon0/name").write_text("power_meter\n")
+    (hwmon / "hwmon0/power1_average").write_text("100000000\n")
+    frames = machine.play(20, {3.2: lambda: (hwmon / "hwmon0").rename(hwmon / "hwmon7")})
+    platform = [f.devices[1] for f in frames]
+    assert [(d.raw_uj, d.coverage) for d in platform[-5:]] == [(near(100e6), 1.0)] * 5
 
 
 def test_a_counter_that_never_read_well_is_listed_and_not_waited_for(machine):

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias, cast
 
 from joulegram.agent.attribution import DERIVED, MEASURED, MODELLED, Metered
@@ -38,6 +39,22 @@ class MeteredDevice:
     given_up: bool = False  # it did not answer for LATE_NS; frames wait for it no more
     failures: int = 0
     error: str = ""
+    doubted: bool = False  # it failed since sensors were last looked for
+
+    def moved(self, found: AnySensor, tick_s: float) -> bool:
+        """Take what was found under its name, where its files are elsewhere since it failed.
+
+        Kernel modules and packages that left come back under another number, and what has
+        the old number may be somebody else's. Of several files all must be there again: a part
+        is no whole. What the new ones counted before now was never read: a gap.
+        """
+        old, new = files(self.sensor), files(found)
+        alike = type(found) is type(self.sensor) and len(new) == len(old)
+        moved = self.doubted and alike and new != old
+        if moved:
+            self.sensor, self.history = found, history_of(found, tick_s)
+        self.doubted = bool(self.error)
+        return moved
 
     def waits_for(self, window: Window) -> bool:
         read_ns = self.history.last_ns
@@ -49,6 +66,12 @@ class MeteredDevice:
             return self.history.take(clock.mono_ns(), cast(PowerSensor, self.sensor).sample())
         value_uj = cast(Sensor, self.sensor).read_uj()
         return self.history.read(clock.mono_ns(), value_uj)
+
+
+def files(sensor: AnySensor) -> tuple[Path, ...]:
+    """Where it reads; nothing where it asks in another way."""
+    one = (path,) if (path := getattr(sensor, "path", None)) else ()
+    return tuple(getattr(sensor, "paths", one))
 
 
 def history_of(sensor: AnySensor, tick_s: float) -> Counter | Integral:
@@ -74,18 +97,22 @@ class Devices:
     learnt: Floors = field(default_factory=Floors)
     metered: dict[str, MeteredDevice] = field(default_factory=dict)
 
-    def add(self, sensor: AnySensor) -> None:
+    def add(self, sensor: AnySensor) -> bool:
         """Meter one more device, unless one of that name is metered already.
 
         A model stands in for counters; the first counter of its component ends it.
+
+        Returns: whether this is the sensor from now on.
         """
         for name, known in list(self.metered.items()):
             stood_in = sensor.quality != MODELLED and known.sensor.quality == MODELLED
             if stood_in and known.sensor.component == sensor.component:
                 log.warning("%s is measured now, by a counter", sensor.device)
                 del self.metered[name]
-        if sensor.device in self.metered:
-            return
+        if (known := self.metered.get(sensor.device)) is not None:
+            if moved := known.moved(sensor, self.tick_s):
+                log.warning("%s is read from %s now", sensor.device, files(sensor)[0])
+            return moved
         if sensor.quality == MODELLED:
             log.warning(
                 "%s is estimated from load, not measured: `joulegram check` says why", sensor.device
@@ -93,6 +120,7 @@ class Devices:
         self.metered[sensor.device] = MeteredDevice(
             sensor, history_of(sensor, self.tick_s), self._known_floor_uw(sensor)
         )
+        return True
 
     def tick(self, timeline: Timeline) -> None:
         """Read every counter once."""
@@ -162,6 +190,7 @@ class Devices:
         except (SensorDenied, SensorFailed, OSError, Torn) as exc:
             device.history.failed()
             device.failures += 1
+            device.doubted = True
             if str(exc) != device.error:  # say each trouble once
                 device.error = str(exc)
                 log.warning("%s: %s", device.sensor.device, exc)

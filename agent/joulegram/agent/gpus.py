@@ -67,8 +67,10 @@ class Gpus:
     _known: dict[str, Gpu] = field(default_factory=dict)
 
     def add(self, users: GpuUsers, now_ns: int) -> None:
-        """Look at one more GPU, unless one of that name is looked at already."""
-        if users.device not in self._known and len(self._known) < GPUS_MAX:
+        """Look at one more GPU, or at one that is known by what was found of it now."""
+        if (known := self._known.get(users.device)) is not None:
+            known.users = users
+        elif len(self._known) < GPUS_MAX:
             self._known[users.device] = Gpu(users, now_ns, now_ns)
 
     def tick(self, timeline: Timeline, now_ns: int) -> None:

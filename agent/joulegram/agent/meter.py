@@ -165,8 +165,7 @@ class Meter:
 
     def _find_sensors(self) -> None:
         for sensor in self._find():
-            self.devices.add(sensor)
-            if hasattr(sensor, "look"):
+            if self.devices.add(sensor) and hasattr(sensor, "look"):
                 self._gpus.add(cast(GpuUsers, sensor), self._clock.mono_ns())
 
     def _until_tick_s(self) -> float:
