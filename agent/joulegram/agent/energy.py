@@ -109,8 +109,8 @@ class Devices:
             if stood_in and known.sensor.component == sensor.component:
                 log.warning("%s is measured now, by a counter", sensor.device)
                 del self.metered[name]
-        if (known := self.metered.get(sensor.device)) is not None:
-            if moved := known.moved(sensor, self.tick_s):
+        if (device := self.metered.get(sensor.device)) is not None:
+            if moved := device.moved(sensor, self.tick_s):
                 log.warning("%s is read from %s now", sensor.device, files(sensor)[0])
             return moved
         if sensor.quality == MODELLED:
