@@ -49,6 +49,12 @@ def test_an_mmio_zone_without_a_twin_counts(tmp_path):
     assert [z.device for z in RaplZone.find(tmp_path)] == ["cpu0"]
 
 
+def test_a_second_psys_counts_the_same_platform_again(tmp_path):
+    for n, name in enumerate(("package-0", "psys", "package-1", "psys")):
+        zone(tmp_path, f"intel-rapl:{n}", name)
+    assert [z.device for z in RaplZone.find(tmp_path)] == ["cpu0", "platform", "cpu1"]
+
+
 @pytest.mark.parametrize("content", ["", "12", "-5\n", "12\n34\n", "twelve\n"])
 def test_a_torn_or_foolish_value_is_no_value(tmp_path, content):
     zone(tmp_path, "intel-rapl:0", "package-0", energy=content)

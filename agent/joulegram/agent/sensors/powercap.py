@@ -36,7 +36,7 @@ class RaplZone:
         """Every zone of this machine that is counted once. None is an answer, not an error.
 
         The package's cores and graphics lie inside the package; a memory-mapped (mmio) twin
-        of a package counts the same energy again. Both are left out.
+        of a package counts the same energy again, and so does a second psys. They are left out.
         """
         folders = _folders(sysfs)
         names = {zone: _name(path) for zone, path in folders.items()}
@@ -44,7 +44,8 @@ class RaplZone:
         # mmio zones sort last, so that a twin finds its original already there.
         for zone in sorted(folders, key=lambda z: ("-mmio" in z, _numbers(z))):
             device, component = _identify(zone, names)
-            if not component or ("-mmio" in zone and device in found):
+            again = device in found and ("-mmio" in zone or component == "other")
+            if not component or again:
                 continue
             device = _unused(device, found)
             found[device] = cls(
