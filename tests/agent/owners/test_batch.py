@@ -270,6 +270,10 @@ def test_a_user_whose_processes_hang_costs_nobody_else_their_names(tmp_path):
         batch.meet(JOB, 5, 1)
         wait_until(lambda: batch.about(JOB) == TRAIN, "the other user's job")
     finally:
-        for pipe in pipes:
-            with contextlib.suppress(OSError):  # nobody waits there
-                os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        let_go(pipes)
+
+
+def let_go(pipes):
+    for pipe in pipes:
+        with contextlib.suppress(OSError):  # nobody waits there
+            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))

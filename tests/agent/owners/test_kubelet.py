@@ -1,6 +1,7 @@
 """Pods by a kubelet: a real server over TLS that answers, refuses, is slow, and talks nonsense."""
 
 import json
+import os
 import re
 import ssl
 import threading
@@ -13,11 +14,11 @@ import pytest
 from joulegram.agent.config import AgentConfig
 from joulegram.agent.errors import BadSetting
 from joulegram.agent.owners.known import Known
-from joulegram.agent.owners.kubelet import Kubelet, pods_of
+from joulegram.agent.owners.kubelet import TRIES, Kubelet, pods_of
 from joulegram.agent.workloads import Owner
 from tests.agent.owners.answered import MIRROR, POD, PODS, STATIC
 from tests.agent.owners.local_servers import Heard, ok, serving_tls
-from tests.agent.owners.test_batch import starts
+from tests.agent.owners.test_batch import let_go, starts
 from tests.certificates import Authority
 from tests.servers import wait_until
 
@@ -229,6 +230,41 @@ def test_gpus_are_those_that_the_device_plugin_named(tmp_path, authority, visibl
         assert known.reserved_gpus == named
         assert source.held() == ([owner] if named else [])
         source.close()
+
+
+@pytest.mark.parametrize("pods", [1, 40])
+def test_pods_whose_reads_hang_cost_no_other_namespace_its_gpus(tmp_path, authority, pods):
+    """An environment is its process's memory, which may lie on a file system that never answers."""
+    (trainer,) = (pod for pod in PODS["items"] if pod["metadata"]["uid"] == POD)
+    hanging = [Owner("kubernetes", f"{n:08x}{POD[8:]}") for n in range(pods)]
+    listed = [trainer] + [
+        {**trainer, "metadata": {"uid": owner.id, "name": f"h{n}", "namespace": "hang"}}
+        for n, owner in enumerate(hanging)
+    ]
+    pipes = []
+    answer = ok(json.dumps({"items": listed}).encode())
+    with serving_tls(lambda *_: answer, context(authority)) as heard:
+        source = kubelet(heard, tmp_path, authority)
+        for pid, owner in enumerate([owner for owner in hanging for _ in range(TRIES)], 1000):
+            starts(tmp_path / "proc", pid, b"")
+            pipes.append(tmp_path / f"proc/{pid}/environ")
+            pipes[-1].unlink()
+            os.mkfifo(pipes[-1])  # to open it hangs
+            source.meet(owner, pid, 1)
+        try:
+            for owner in hanging:
+                answered(source, owner.id)
+            starts(tmp_path / "proc", 50, {"NVIDIA_VISIBLE_DEVICES": "GPU-aa,GPU-bb"})
+            source.meet(Owner("kubernetes", POD), 50, 1)
+
+            def named() -> bool:
+                known = source.about(Owner("kubernetes", POD))
+                return known is not None and known.reserved_gpus == ("GPU-aa", "GPU-bb")
+
+            wait_until(named, "the other pod's GPUs", timeout_s=30)
+        finally:
+            let_go(pipes)
+            source.close()
 
 
 def test_a_pod_that_has_ended_holds_nothing():

@@ -12,6 +12,7 @@ from joulegram.agent.owners.lookup import (
     REMEMBERED,
     THREADS_MAX,
     WAIT_S,
+    Later,
     Lookup,
 )
 from joulegram.agent.owners.users import login_names
@@ -112,6 +113,20 @@ def test_what_raises_has_no_answer():
     lookup: Lookup[int, int] = Lookup(lambda n: 1 // n)
     assert lookup.get(0) is None
     assert lookup.get(1) == 1
+
+
+def test_what_is_to_be_asked_for_later_is_asked_for_again():
+    asked: list[int] = []
+
+    def find(n: int) -> str:
+        asked.append(n)
+        if len(asked) < 3:
+            raise Later
+        return str(n)
+
+    lookup = Lookup(find)
+    wait_until(lambda: lookup.get(7) == "7", "the third answer")
+    assert asked == [7, 7, 7]
 
 
 def test_as_many_are_remembered_as_are_bounded():

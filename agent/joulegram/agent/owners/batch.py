@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from joulegram.agent.owners.answers import indices
-from joulegram.agent.owners.environ import OneEach, Start
+from joulegram.agent.owners.environ import AT_ONCE, FewEach, Start
 from joulegram.agent.owners.known import Known, bounded
 from joulegram.agent.owners.lookup import Lookup
 from joulegram.agent.workloads import SLURM_SLUID, Owner
@@ -100,8 +100,10 @@ class Batch:
     """Knows the batch jobs whose processes it was shown."""
 
     def __init__(self, procfs: Path) -> None:
-        each = OneEach(procfs, WANTED)
-        self._starts: Lookup[tuple[int, int], Start] = Lookup(lambda p: each.start_of(p[0]))
+        each = FewEach(procfs, WANTED)
+        self._starts: Lookup[tuple[int, int], Start] = Lookup(
+            lambda process: each.start_of(process[0]), threads_max=AT_ONCE
+        )
         self._known: OrderedDict[Owner, Known] = OrderedDict()
         self._shown: OrderedDict[Owner, list[tuple[int, int]]] = OrderedDict()
         self._jobs: OrderedDict[str, str] = OrderedDict()  # SLUID -> job id

@@ -8,13 +8,17 @@ make the read hang. So threads of their own read it, and each reader says what i
 
 import re
 import threading
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from joulegram.agent.owners.lookup import Later
+
 ENVIRON_MAX = 1 << 20
 VALUE_MAX = 4096
 STATUS_MAX = 8192
+AT_ONCE = 16  # threads that may hang, of all parties together
 TITLE_MAX = 128
 UIDS = re.compile(rb"\nUid:\t(\d+)\t(\d+)")
 
@@ -39,26 +43,33 @@ def start_of(procfs: Path, pid: int, wanted: Collection[str]) -> Start:
     )
 
 
-class OneEach:
-    """Reads at most one process of each user at a time, so that one that hangs is its user's."""
+class FewEach:
+    """Reads few processes of one party at a time, so that those that hang are that party's."""
 
     def __init__(self, procfs: Path, wanted: Collection[str]) -> None:
         self._procfs, self._wanted = procfs, wanted
         self._lock = threading.Lock()
-        self._reading: set[int] = set()  # uids
+        self._reading: Counter[str] = Counter()  # parties
 
-    def start_of(self, pid: int) -> Start | None:
-        """None while another process of the same user is being read."""
-        uid = _uid(self._procfs / str(pid))
+    def start_of(self, pid: int, most: Mapping[str, int] | None = None) -> Start:
+        """How the process was started.
+
+        Args:
+            most: whose it is, and how many of theirs at a time; None: its user's, one.
+        Raises: Later while so many of one of its parties are being read.
+        """
+        if most is None:
+            most = {str(_uid(self._procfs / str(pid))): 1}
         with self._lock:
-            if uid in self._reading:
-                return None
-            self._reading.add(uid)
+            if any(self._reading[party] >= many for party, many in most.items()):
+                raise Later
+            self._reading.update(most.keys())
         try:
             return start_of(self._procfs, pid, self._wanted)
         finally:
             with self._lock:
-                self._reading.discard(uid)
+                self._reading.subtract(most.keys())
+                self._reading += Counter()  # those at 0 go
 
 
 def _uid(folder: Path) -> int:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from joulegram.agent.errors import SourceFailed
 from joulegram.agent.owners.answers import at, document, items, quantity, strings, text
 from joulegram.agent.owners.asking import Asking
-from joulegram.agent.owners.environ import Start, start_of
+from joulegram.agent.owners.environ import AT_ONCE, FewEach, Start
 from joulegram.agent.owners.http import ANSWER_MAX, TIMEOUT_S, get, over_tcp
 from joulegram.agent.owners.known import Known, bounded
 from joulegram.agent.owners.lookup import Lookup
@@ -29,6 +29,8 @@ PORT = 10250
 TOKEN_MAX = 65536
 PODS_MAX = 4096
 TRIES = 16  # processes of one pod that are looked into
+# At a time: whoever makes one pod whose reads hang may make others in its namespace.
+OF_POD, OF_NAMESPACE = 1, 4
 GPU = re.compile(r"[a-z0-9.-]+/(?:gpu|mig-.+|gpu\.shared)")
 DEVICE = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]+|\d{1,4}(?::\d{1,4})?")
 VISIBLE = "NVIDIA_VISIBLE_DEVICES"
@@ -83,8 +85,13 @@ class Kubelet:
         self._gone: OrderedDict[str, Pod] = OrderedDict()
         self._missing: OrderedDict[str, None] = OrderedDict()  # asked for since the last answer
         self._shown: OrderedDict[str, Shown] = OrderedDict()
-        self._starts: Lookup[tuple[int, int], Start] = Lookup(
-            lambda process: start_of(procfs, process[0], (VISIBLE,))
+        each = FewEach(procfs, (VISIBLE,))
+        # (pid, start ticks), pod, namespace
+        self._starts: Lookup[tuple[tuple[int, int], str, str], Start] = Lookup(
+            lambda asked: each.start_of(
+                asked[0][0], {f"pod {asked[1]}": OF_POD, f"namespace {asked[2]}": OF_NAMESPACE}
+            ),
+            threads_max=AT_ONCE,
         )
         self.asking = Asking(self.name, self._ask, every_s, gap_s)
 
@@ -130,12 +137,12 @@ class Kubelet:
         if not pod.gpus or shown is None:
             return pod.known
         if not shown.gpus:
-            shown.gpus = _named(pod.gpus, self._answers(shown))
+            shown.gpus = _named(pod.gpus, self._answers(shown, uid, pod.known.project))
         return replace(pod.known, reserved_gpus=shown.gpus)
 
-    def _answers(self, shown: Shown) -> Iterator[str]:
+    def _answers(self, shown: Shown, uid: str, namespace: str) -> Iterator[str]:
         for process in shown.processes:
-            if start := self._starts.get(process):
+            if start := self._starts.get((process, uid, namespace)):
                 yield start.variables.get(VISIBLE, "")
 
     def _ask(self) -> None:

@@ -23,11 +23,15 @@ PENDING_MAX = 1024
 REMEMBERED = 4096
 
 
+class Later(Exception):
+    """Raised by what finds answers: this one is to be asked for again."""
+
+
 class Lookup(Generic[K, V]):
     """Remembers what `find` said.
 
     Args:
-        find: may block; what it raises counts as no answer.
+        find: may block; what it raises counts as no answer, Later as none yet.
         fresh_s: an answer older than this is asked for again, and stands meanwhile.
     """
 
@@ -36,10 +40,13 @@ class Lookup(Generic[K, V]):
         find: Callable[[K], V | None],
         fresh_s: float = float("inf"),
         clock: Callable[[], float] = time.monotonic,
+        *,
+        threads_max: int = THREADS_MAX,
     ) -> None:
         self._find = find
         self._fresh_s = fresh_s
         self._clock = clock
+        self._threads_max = threads_max
         self._answers: OrderedDict[K, tuple[V | None, float]] = OrderedDict()
         self._pending: dict[K, threading.Event] = {}
         self._queue: deque[K] = deque()
@@ -77,7 +84,7 @@ class Lookup(Generic[K, V]):
                 self._pending[key] = threading.Event()
                 self._queue.append(key)
             # Also for who asked before: what is in the way may have begun to hang since.
-            if self._queue and len(self._busy) < THREADS_MAX:
+            if self._queue and len(self._busy) < self._threads_max:
                 now = self._clock()
                 if all(now - since > LATE_S for since in self._busy.values()):
                     thread = threading.Thread(target=self._work, name="lookup", daemon=True)
@@ -106,6 +113,10 @@ class Lookup(Generic[K, V]):
                 self._busy[me] = self._clock()
             try:
                 value = self._find(key)
+            except Later:
+                with self._asked:
+                    self._pending.pop(key).set()
+                continue
             except Exception:  # the host's modules may raise anything
                 value = None
             with self._asked:
