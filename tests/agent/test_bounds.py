@@ -10,18 +10,21 @@ from joulegram.agent.use import cgroups
 from joulegram.agent.use.mounts import filesystem, is_kernels_cgroup2, is_kernels_procfs
 
 
-def test_one_users_cgroups_are_cut_short_and_not_those_of_others(tmp_path):
-    """They may make what they like below their slice; it counts in the slice."""
+@pytest.mark.parametrize("own", ["user.slice/user-1000.slice", "system.slice/own.service"])
+def test_one_users_cgroups_are_cut_short_and_not_those_of_others(tmp_path, own):
+    """They may make what they like below their slice, or what they were given; it counts there."""
     (tmp_path / "cgroup.controllers").write_text("cpu\n")
-    greedy = tmp_path / "user.slice/user-1000.slice"
+    greedy = tmp_path / own
+    greedy.mkdir(parents=True)
+    greedy.chmod(0o777)
     for n in range(4):
-        for m in range(cgroups.IN_LOGIN_SLICE_MAX // 2):
+        for m in range(cgroups.IN_GIVEN_MAX // 2):
             (greedy / f"a{n}/b{m}").mkdir(parents=True)
     job = tmp_path / "system.slice/slurmstepd.scope/job_1/step_0/user/task_0"
     job.mkdir(parents=True)
     tree = cgroups.Cgroups(tmp_path, SystemClock())
     tree.scan(10**12)
-    assert cgroups.IN_LOGIN_SLICE_MAX <= len(tree) < cgroups.IN_LOGIN_SLICE_MAX + 20
+    assert cgroups.IN_GIVEN_MAX <= len(tree) < cgroups.IN_GIVEN_MAX + 20
     (job / "cpu.stat").write_text("usage_usec 5\n")
     tree.scan(10**12)
     inside = "/" + str(job.relative_to(tmp_path))

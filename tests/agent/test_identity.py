@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -83,6 +84,7 @@ def settled(who: Identity, owner: Owner, holds) -> Known:
 
 
 JOB = Owner("slurm", "77")
+JOB5 = Owner("slurm", "5")
 JOB_PATH = "/system.slice/slurmstepd.scope/job_77/step_0/user/task_0"
 ENVIRON = b"".join(f"{name}={value}\0".encode() for name, value in ALICE.items())
 
@@ -232,6 +234,89 @@ def test_one_users_container_is_not_anothers(tmp_path):
     assert who.place(own).owner == Owner("container", CID)
     assert who.place(other).owner == Owner("user", "1001")
     assert who.place(own).owner == Owner("container", CID)
+
+
+def given(tmp_path: Path, path: str, below: str = "") -> Path:
+    """Make a cgroup that anybody may write to, and what somebody made in it."""
+    folder = tmp_path / "cgroup" / path.strip("/")
+    (folder / below).mkdir(parents=True)
+    folder.chmod(0o777)
+    return folder
+
+
+UNIT = "/system.slice/own.service"
+
+
+@pytest.mark.parametrize(
+    "imitation", ["slurmstepd.scope/job_77/step_0", "lsf/c/job.77.1.1", "machine-x.scope"]
+)
+def test_what_was_given_to_a_user_names_no_job_and_no_machine(tmp_path, imitation):
+    given(tmp_path, UNIT, imitation)
+    who = identity(tmp_path)
+    unit = Owner("systemd", "own.service")
+    assert who.place(process(tmp_path, 5, f"{UNIT}/{imitation}", 1000)).owner == unit
+    assert who.of_group(f"{UNIT}/{imitation}") == unit
+    assert who.holding() == []
+
+
+def test_what_another_user_owns_was_given_to_them(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    folder = given(tmp_path, UNIT, "slurmstepd.scope/job_77")
+    folder.chmod(0o755)
+    imitation = process(tmp_path, 5, f"{UNIT}/slurmstepd.scope/job_77", 1000)
+    assert identity(tmp_path).place(imitation).owner == Owner("slurm", "77")
+    os.chown(folder, 1000, 1000)
+    assert identity(tmp_path).place(imitation).owner == Owner("systemd", "own.service")
+
+
+def test_what_was_given_away_is_remembered_when_it_is_gone(tmp_path):
+    folder = given(tmp_path, UNIT, "slurmstepd.scope/job_77")
+    who = identity(tmp_path)
+    who.cgroups.scan(0)
+    imitation = f"{UNIT}/slurmstepd.scope/job_77"
+    task = process(tmp_path, 5, imitation, 1000)
+    shutil.rmtree(folder)
+    unit = Owner("systemd", "own.service")
+    assert who.place(task).owner == unit
+    assert who.of_group(imitation) == unit
+    (tmp_path / "cgroup" / imitation.strip("/")).mkdir(parents=True)  # by root, this time
+    assert who.of_group(imitation) == Owner("slurm", "77")
+
+
+def test_each_hierarchy_is_believed_by_its_own_folders(tmp_path):
+    """systemd gives away its own hierarchy alone, where there are several."""
+    tree = tmp_path / "cgroup"
+    for hierarchy in ("cpu,cpuacct", "systemd", "freezer"):
+        (tree / hierarchy / "system.slice/own.service").mkdir(parents=True)
+    (tree / "systemd/system.slice/own.service").chmod(0o777)
+    lines = f"1:name=systemd:{UNIT}/slurm/uid_0/job_77\n2:cpuacct,cpu:{UNIT}\n"
+    task = process(tmp_path, 5, UNIT, 1000)
+    (tmp_path / "5/cgroup").write_text(lines)
+    assert identity(tmp_path).place(task).owner == Owner("systemd", "own.service")
+    (tmp_path / "5/cgroup").write_text(f"{lines}3:freezer:/slurm/uid_1000/job_5/step_0\n")
+    assert identity(tmp_path).place(task).owner == JOB5
+
+
+def test_a_unit_cannot_take_the_name_of_a_pod_elsewhere(tmp_path):
+    given(tmp_path, UNIT, f"kubepods/pod{POD}")
+    who = identity(tmp_path)
+    thief = process(tmp_path, 6, f"{UNIT}/kubepods/pod{POD}", 1000)
+    pod = Owner("kubernetes", POD)
+    assert who.place(thief).owner == pod  # as long as nobody else is
+    assert who.place(process(tmp_path, 5, f"/kubepods/burstable/pod{POD}/{CID}")).owner == pod
+    assert who.place(thief).owner == Owner("systemd", "own.service")
+
+
+def test_claims_made_up_by_the_thousand_cost_their_maker_alone(tmp_path):
+    who = identity(tmp_path)
+    own = f"{HOME}/user.slice/libpod-{CID}.scope"
+    assert who.of_group(own) == Owner("container", CID)
+    for n in range(REMEMBERED + 10):
+        who.of_group(f"{OTHER_HOME}/docker-{n:064x}.scope")
+    assert who.of_group(f"{OTHER_HOME}/docker-{CID}.scope") == Owner("user", "1001")
+    assert who.of_group(own) == Owner("container", CID)
+    assert len(who._claims) <= REMEMBERED
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from joulegram.agent.workloads import (
     PRECEDENCE,
     SYSTEM,
     Owner,
-    in_user_slice,
+    claimant,
     owner,
     root_of,
     strongest,
@@ -138,6 +138,8 @@ MACHINES = [
     ("/system.slice/libvirtd.service/libvirt/qemu/db/vcpu0", "db"),
     ("/libvirt/qemu/db/emulator", "db"),
     ("/qemu.slice/104.scope", "104"),
+    ("/lxc.payload.web/system.slice/nginx.service", "web"),
+    ("/lxc/104/ns/system.slice/nginx.service", "104"),
     ("/machine.slice/machine-fedora.scope/payload/system.slice/nginx.service", "fedora"),
 ]
 UNITS = [
@@ -219,7 +221,40 @@ def test_a_path_belongs_to(path, kind, identity):
 @pytest.mark.parametrize("path", IMITATIONS)
 def test_a_user_cannot_pass_for_what_is_not_theirs(path):
     assert owner(path) == Owner("user", "1000")
-    assert in_user_slice(path) == 1000
+    assert claimant(path) is None
+
+
+OWN = "/system.slice/own.service"  # Delegate=yes and User=: what lies below is its user's
+GIVEN = [
+    *((f"{OWN}{path}", "systemd", "own.service", None) for path, _ in SLURM[:10]),
+    *((f"{OWN}{path}", "systemd", "own.service", None) for path, _, _ in OTHER_BATCH),
+    *((f"{OWN}{path}", "systemd", "own.service", None) for path, _ in MACHINES),
+    (f"{OWN}/user.slice/user-0.slice/session-1.scope", "systemd", "own.service", None),
+    (f"{OWN}/kubepods/pod{POD}/{CID}", "kubernetes", POD, Owner("systemd", "own.service")),
+    (f"{OWN}/libpod-{CID}.scope", "container", CID, Owner("systemd", "own.service")),
+    # A container with a user namespace of its own, and what runs in it.
+    (f"/docker/{CID}/slurm/uid_0/job_1", "container", CID, None),
+    (f"/docker/{CID}/kubepods/pod{POD}", "kubernetes", POD, Owner("container", CID)),
+    (f"/docker/{CID}/docker/{CID2}", "container", CID, None),
+    ("/lxc.payload.web/slurmstepd.scope/job_1", "vm", "web", None),
+    ("/given/user.slice/user-0.slice/session-1.scope", "system", "", None),
+    ("/given/sshd.service", "system", "", None),
+    (f"{SCOPE}/job_5/step_0/slurmstepd.scope/job_6", "slurm", "5", None),
+]
+
+
+@pytest.mark.parametrize(("path", "kind", "identity", "claim"), GIVEN)
+def test_what_a_user_named_is_not_believed(path, kind, identity, claim):
+    depth = 4 if "job_5" in path else 3 if path.startswith((OWN, "/docker")) else 2
+    by_root = "/".join(path.split("/")[:depth])
+    assert owner(path, by_root) == Owner(kind, identity)
+    assert claimant(path, by_root) == claim
+
+
+def test_whoever_named_it_a_container_of_a_users_own_is_the_users_word():
+    path = f"{HOME}/user.slice/libpod-{CID}.scope"
+    assert claimant(path) == claimant(path, HOME) == Owner("user", "1000")
+    assert claimant(f"/docker/{CID}/user.slice/user-1000.slice/session-1.scope") is None
 
 
 @pytest.mark.parametrize(

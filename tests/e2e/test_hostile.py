@@ -32,6 +32,7 @@ while True:
     while time.process_time() < until: pass
     time.sleep(0.05)
 """
+POD = "6b2f7f3e-9d44-4f6b-8a3e-0c7d6f2f1a11"
 NOBODY = "os.setgroups([])\nos.setgid(65534)\nos.setuid(65534)\n"
 # No interpreter between forks: thousands a second, so that pids come round.
 STORM = """
@@ -57,6 +58,21 @@ while True:
         group.mkdir()
     for group in made:
         group.rmdir()
+"""
+# Beside its own name, whatever else a user can call a folder.
+IMITATIONS = """
+own = Path()
+pod = "6b2f7f3e-9d44-4f6b-8a3e-0c7d6f2f1a11"
+names = ["slurmstepd.scope/job_77/step_0", "slurm/uid_0/job_77", "lsf/c/job.77.1.1",
+         "pbspro/77.head", "oar/root_77", f"kubepods/burstable/pod{pod}",
+         f"slurmstepd.scope/job_77/libpod-{'0f' * 32}.scope", "user.slice/user-0.slice",
+         "machine-db.scope", "bystander.service"]
+while True:
+    for name in names:
+        (own / name).mkdir(parents=True, exist_ok=True)
+        (own / name / "cgroup.procs").write_text(str(os.getpid()))
+        until = time.process_time() + 0.1
+        while time.process_time() < until: pass
 """
 THREADS = """
 #include <pthread.h>
@@ -186,6 +202,38 @@ def test_cgroups_made_and_removed_at_speed(tmp_path, site):
     check_bystander(frames)
     assert used_s(frames, "1000") > 0.5
     assert spent < 0.5
+
+
+def test_a_service_that_may_make_cgroups_passes_for_nobody_else(tmp_path, site):
+    """Delegate=yes and User=: it runs through the names of jobs and of a pod. (0.02 CPUs)"""
+    folder, make, start = site
+    start(BYSTANDER, make("/system.slice/bystander.service"))
+    make(f"/kubepods/burstable/pod{POD}")
+    start(BYSTANDER, make(f"/kubepods/burstable/pod{POD}/{'e1' * 32}"))
+    own = make("/system.slice/own.service")
+    for name in ("", "cgroup.procs"):
+        os.chown(own / name, 65534, 65534)
+    # From within: the way there is for root alone.
+    program = start("os.chdir(sys.argv[1])\n" + NOBODY + IMITATIONS, own)
+    try:
+        frames, spent = metered(tmp_path, folder)
+    finally:
+        program.kill()
+        program.wait()
+        for group in sorted(own.glob("**/"), key=lambda path: -len(path.parts))[:-1]:
+            group.rmdir()
+    check_bystander(frames)
+    names = {(w["kind"], w["id"]) for f in frames for w in f["workloads"]}
+    container = ("container", "0f" * 32)  # nobody else has that name: it may be rootless Podman's
+    assert {n for n in names if n[0] not in ("idle", "system", "unattributed")} <= {
+        ("systemd", "bystander.service"),
+        ("systemd", "own.service"),
+        ("kubernetes", POD),
+        container,
+    }
+    assert used_s(frames, "own.service") > 1.5
+    assert used_s(frames, POD) < 2.5  # its own, in four seconds
+    assert spent < 0.3
 
 
 def test_names_that_imitate_the_kernels_format_and_two_megabytes_of_arguments(tmp_path, site):

@@ -23,7 +23,7 @@ from joulegram.agent.workloads import (
     SLURM_SLUID,
     SYSTEM,
     Owner,
-    in_user_slice,
+    claimant,
     owner,
     root_of,
     strongest,
@@ -31,7 +31,7 @@ from joulegram.agent.workloads import (
 
 REMEMBERED = 4096
 SITE = "site"  # scope of a cluster that nobody named
-CLAIMED = ("kubernetes", "container")  # what a login user may make, and may give any name
+CLAIMED = ("kubernetes", "container")  # what a user may make, and may give any name
 DOMAIN = re.compile(r"(?:qemu|lxc|ch|xen)-\d+-(.+)")
 
 
@@ -49,7 +49,7 @@ class Found:
 
     owner: Owner
     path: str  # where CPU time is counted
-    claim: int | None  # the uid below whose slice the pod or container is; None: it needs none
+    claim: Owner | None  # who may have named the pod or container; None: root alone did
 
 
 @dataclass(slots=True)
@@ -72,10 +72,11 @@ class Identity:
     _all: Owners = field(init=False)
     _found: OrderedDict[bytes, Found] = field(default_factory=OrderedDict)
     _users: OrderedDict[Owner, int] = field(default_factory=OrderedDict)  # -> uid
-    # Pods and containers outside every login user's slice, and those below one: -> uid. Apart, so
-    # that a user who makes up names by the thousand makes nobody else's forgotten.
+    # Pods and containers that root named, and those that a user did: -> who claimed the name.
+    # Apart, so that who makes up names by the thousand makes nobody else's forgotten.
     _outside: OrderedDict[Owner, None] = field(default_factory=OrderedDict)
-    _claims: OrderedDict[Owner, int] = field(default_factory=OrderedDict)
+    _claims: dict[Owner, Owner] = field(default_factory=dict)
+    _claimed: dict[Owner, OrderedDict[Owner, None]] = field(default_factory=dict)  # by whom
     _roots: OrderedDict[Owner, tuple[str, Process]] = field(default_factory=OrderedDict)
     _names: Lookup[int, str] = field(default_factory=login_names)
 
@@ -106,9 +107,10 @@ class Identity:
 
     def of_group(self, path: str) -> Owner:
         """Whose a cgroup is."""
-        found = owner(path)
-        if found.kind in CLAIMED and (uid := in_user_slice(path)) is not None:
-            return self._unless_anothers(found, uid)
+        named = self.cgroups.named(path)
+        found = owner(path, named)
+        if found.kind in CLAIMED and (claim := claimant(path, named)) is not None:
+            return self._unless_anothers(found, claim)
         return self._numbered(found)
 
     def scope_of(self, found: Owner) -> str:
@@ -144,31 +146,48 @@ class Identity:
         return self.cgroups.owner("" if known.path == "/" else known.path)
 
     def _find(self, groups: bytes, process: Process) -> Found:
-        paths = [path for _, path in memberships(groups)]
-        found = strongest(map(owner, paths))
-        path = self.cgroups.path_of(groups)
+        said: list[tuple[Owner, str, str]] = []  # with the path, and what root named of it
+        whole = True
+        for controllers, path in memberships(groups):
+            named = self.cgroups.delegation.named(path, controllers)
+            said.append((owner(path, named.by_root), path, named.by_root))
+            whole = whole and named.seen
+        found = strongest([one for one, _, _ in said])
+        counted = self.cgroups.path_of(groups)
         claim = None
         if found.kind in CLAIMED:
-            claim = next(in_user_slice(path) for path in paths if owner(path) == found)
+            claims = [claimant(path, named) for one, path, named in said if one == found]
+            claim = None if None in claims else claims[0]
             if claim is None:
                 _remember(self._outside, found, None)
         elif found.kind in BATCH:
-            _remember(self._roots, found, (root_of(path) if owner(path) == found else "", process))
-        known = Found(found, path, claim)
-        _remember(self._found, groups, known)
+            roots = [named for one, path, named in said if path == counted and one == found]
+            _remember(self._roots, found, (root_of(roots[0]) if roots else "", process))
+        known = Found(found, counted, claim)
+        # What was gone before it could be looked at may be named by somebody else the next time.
+        if whole:
+            _remember(self._found, groups, known)
         return known
 
-    def _unless_anothers(self, found: Owner, uid: int) -> Owner:
-        """The pod or container below a user's slice, unless its name is known from elsewhere.
+    def _unless_anothers(self, found: Owner, claim: Owner) -> Owner:
+        """The pod or container that a user named, unless its name is known from elsewhere.
 
-        Users name the folders below their slice: one could take the name of a container that
-        is not theirs, and charge it.
+        Users name the folders that are theirs: one could take the name of a container that is not,
+        and charge it.
         """
         first = self._claims.get(found)
         if first is None:
-            _remember(self._claims, found, uid)
-        own = found not in self._outside and first in (None, uid)
-        return found if own else Owner("user", str(uid))
+            self._claims[found] = claim
+            self._claimed.setdefault(claim, OrderedDict())[found] = None
+            if len(self._claims) > REMEMBERED:  # at the cost of who claims the most
+                most = max(self._claimed, key=lambda who: len(self._claimed[who]))
+                del self._claims[self._claimed[most].popitem(last=False)[0]]
+                if not self._claimed[most]:
+                    del self._claimed[most]
+        elif first == claim:
+            self._claimed[claim].move_to_end(found)
+        own = found not in self._outside and first in (None, claim)
+        return found if own else claim
 
     def _numbered(self, found: Owner) -> Owner:
         if found.kind == "slurm" and SLURM_SLUID.fullmatch(found.id):

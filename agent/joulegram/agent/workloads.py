@@ -11,6 +11,7 @@ Formats
     Kubernetes  kubelet's pod container manager; drivers cgroupfs and systemd
     containers  https://github.com/opencontainers/runc/blob/main/docs/systemd.md
     libvirt     https://libvirt.org/cgroups.html
+    LXC         lxc.container.conf(5), lxc.cgroup.dir.container; Proxmox and LXC 3 say /lxc/<name>
 """
 
 import os
@@ -60,17 +61,24 @@ CONTAINER = re.compile(r"(?:(?P<by>.*)[-:])?(?P<id>[0-9a-f]{64})(?:\.scope)?")
 PODMAN_ROOT = "libpod_parent"  # cgroupfs driver: the pod's own id lies between it and containers
 MACHINE = re.compile(r"machine-(?P<name>.+)\.scope")  # of systemd-machined: qemu-1-<domain>
 LIBVIRT = re.compile(r"(?P<name>.+)\.libvirt-(?:qemu|lxc|ch|xen)")
+LXC = re.compile(r"lxc\.payload\.(?P<name>.+)")
 PROXMOX = re.compile(r"(\d+)\.scope")
 USER_SLICE = re.compile(r"user-(\d+)\.slice")
 ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 @lru_cache(maxsize=REMEMBERED)
-def owner(path: str) -> Owner:
-    """The workload a cgroup path belongs to; Owner("system") for one outside any workload."""
-    parts = [part for part in path.split("/") if part]
-    # Users own the folders below their login slice, and could name them after what is not theirs.
-    others = parts[: parts.index("user.slice")] if "user.slice" in parts else parts
+def owner(path: str, by_root: str | None = None) -> Owner:
+    """The workload a cgroup path belongs to; Owner("system") for one outside any workload.
+
+    Args:
+        by_root: the beginning of the path that root alone can have named; None: all of it.
+    """
+    parts = _parts(path)
+    # Users own the folders below their login slice, and those that they were given otherwise. They
+    # could name them after what is not theirs.
+    named = parts if by_root is None else parts[: len(_parts(by_root))]
+    others = named[: named.index("user.slice")] if "user.slice" in named else named
     return (
         _slurm(others)
         or _lsf(others)
@@ -80,7 +88,7 @@ def owner(path: str) -> Owner:
         or _container(parts)
         or _vm(others)
         or _systemd(others)
-        or _user(parts)
+        or _user(named)
         or NOBODY
     )
 
@@ -90,10 +98,20 @@ def strongest(owners: Iterable[Owner]) -> Owner:
     return min(owners, key=lambda o: _RANK.get(o.kind, len(_RANK)), default=NOBODY)
 
 
-def in_user_slice(path: str) -> int | None:
-    """The uid whose login slice holds the path, or None."""
-    match = _user([part for part in path.split("/") if part])
-    return int(match.id) if match else None
+def claimant(path: str, by_root: str | None = None) -> Owner | None:
+    """Who may have given the workload of this path its name without being root; None: nobody.
+
+    Users run pods and containers in folders of their own; to be believed, such a name must not be
+    another's.
+    """
+    parts = _parts(path)
+    named = len(parts if by_root is None else _parts(by_root))
+    if "user.slice" in parts and USER_SLICE.fullmatch(
+        "".join(parts[(start := parts.index("user.slice")) + 1 : start + 2])
+    ):
+        named = min(named, start + 2)
+    of_root = owner("/" + "/".join(parts[:named]))
+    return None if of_root == owner(path, by_root) else of_root
 
 
 def root_of(path: str) -> str:
@@ -102,6 +120,10 @@ def root_of(path: str) -> str:
     while (above := path.rpartition("/")[0]) and owner(above) == found:
         path = above
     return path
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
 
 
 def unescaped(name: str) -> str:
@@ -179,8 +201,10 @@ def _container(parts: list[str]) -> Owner | None:
 
 def _vm(parts: list[str]) -> Owner | None:
     for before, part in pairwise(["", *parts]):
-        if match := MACHINE.fullmatch(part) or LIBVIRT.fullmatch(part):
+        if match := MACHINE.fullmatch(part) or LIBVIRT.fullmatch(part) or LXC.fullmatch(part):
             return Owner("vm", unescaped(match["name"]))
+        if before == "lxc":
+            return Owner("vm", part)
         if before == "qemu.slice" and (match := PROXMOX.fullmatch(part)):
             return Owner("vm", match[1])
     for i in range(len(parts) - 2):  # libvirt before 1.0.5

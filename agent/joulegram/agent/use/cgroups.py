@@ -20,6 +20,7 @@ from pathlib import Path
 
 from joulegram.agent.clock import Clock
 from joulegram.agent.textfile import ATTEMPTS, PAUSE_S, as_count, read_file, whole
+from joulegram.agent.use.delegation import Delegation
 from joulegram.agent.use.mounts import is_kernels_cgroup2
 from joulegram.agent.use.procfs import raise_file_limit
 
@@ -32,7 +33,7 @@ TORN_FOR = 5  # scans; then a counter is none
 FILES_SHARE = 4  # counters are kept open within a fourth of the files that may be
 # Cgroups beyond these count in their parents, which hold their use anyway.
 CGROUPS_MAX = 8192
-IN_LOGIN_SLICE_MAX = 1024  # below one user-<uid>.slice, whose user may make what it likes
+IN_GIVEN_MAX = 1024  # below one user-<uid>.slice, or what was given to a user in another way
 IN_ONE_MAX = 2048
 
 # A cgroup's name may hold what ends a line elsewhere; only a new entry ends an entry.
@@ -50,6 +51,7 @@ class Cgroup:
     inode: int
     threaded: bool
     born_ns: int | None  # monotonic, it came after this; None: it was here, or is counted already
+    given: str = ""  # the cgroup at or above it that a user was given; "": it is root's
     file: int = -1  # its counter, kept open
     raw: bytes = b""
     used_ns: int = -1  # its counter when last read well; -1: it has none that answers
@@ -84,6 +86,7 @@ class Cgroups:
         if kernels is None:
             kernels = self._root is not None and is_kernels_cgroup2(self._root)
         self.kernels = kernels and self._counter == "cpu.stat"
+        self.delegation = Delegation(cgroupfs)
         self._known: dict[str, Cgroup] = {}
         self._before_ns: int | None = None
         self._files_left = raise_file_limit() // FILES_SHARE
@@ -258,13 +261,14 @@ class Cgroups:
         """
         self._cut_short = False
         left = CGROUPS_MAX
-        of_login: dict[str, int] = {}
+        of_given: dict[str, int] = {}
         waiting = deque([("", 0)] if self._root is not None else [])
         while waiting:
             above, depth = waiting.popleft()
             most = min(left, IN_ONE_MAX)
-            if login := LOGIN_SLICE.match(above):
-                most = min(most, of_login.setdefault(login[0], IN_LOGIN_SLICE_MAX))
+            given = self._given(above)
+            if given:
+                most = min(most, of_given.setdefault(given, IN_GIVEN_MAX))
             try:
                 with os.scandir(f"{self._root}{above}") as entries:
                     folders = (e for e in entries if e.is_dir(follow_symlinks=False))
@@ -275,8 +279,8 @@ class Cgroups:
                 self._cut_short = True
                 del found[most:]
             left -= len(found)
-            if login:
-                of_login[login[0]] -= len(found)
+            if given:
+                of_given[given] -= len(found)
             yield from found
             if depth < DEPTH_MAX:
                 waiting.extend((path, depth + 1) for path, _ in found)
@@ -284,7 +288,21 @@ class Cgroups:
                 self._cut_short = True
 
     def _open(self, path: str, inode: int) -> Cgroup:
-        return Cgroup(path, inode, self._kind(path) == THREADED, self._before_ns)
+        given = self._given(_above(path))
+        if not given and self.delegation.gives(f"{self._root}{path}"):
+            given = path
+        return Cgroup(path, inode, self._kind(path) == THREADED, self._before_ns, given)
+
+    def _given(self, path: str) -> str:
+        """Of a cgroup that was met: what a user may fill as they like, and it lies in."""
+        if login := LOGIN_SLICE.match(path):
+            return login[0]
+        group = self._known.get(path)
+        return group.given if group is not None else ""
+
+    def named(self, path: str) -> str:
+        """What root named of a cgroup's path in this hierarchy."""
+        return self.delegation.below(str(self._root), path).by_root
 
     def _kind(self, path: str) -> bytes:
         try:
