@@ -3,11 +3,14 @@
 Each test is one machine with a known right answer; the frames must give it.
 """
 
+import json
 import shutil
 
 import pytest
 
 from joulegram.agent.conservation import check
+from joulegram.agent.errors import BadSetting
+from joulegram.agent.frames import as_json
 from tests.agent.played import START_NS, Clock, Machine, device_j, energy_j, rows
 
 
@@ -243,6 +246,20 @@ def test_a_power_meter_that_is_numbered_anew_is_metered_on(machine):
     frames = machine.play(20, {3.2: lambda: (hwmon / "hwmon0").rename(hwmon / "hwmon7")})
     platform = [f.devices[1] for f in frames]
     assert [(d.raw_uj, d.coverage) for d in platform[-5:]] == [(near(100e6), 1.0)] * 5
+
+
+def test_a_guest_names_its_host_in_every_frame(machine):
+    machine.zone("intel-rapl:0", "package-0", watts=10)
+    assert [f.host_node for f in machine.play(2, host_node="metal7")] == ["metal7"] * 2
+    (frame,) = machine.play(1, host_node="metal7")
+    assert json.loads(as_json(frame))["host_node"] == "metal7"
+    assert json.loads(as_json(machine.play(1)[0]))["host_node"] == ""
+
+
+@pytest.mark.parametrize(("host", "says"), [("n1", "this node itself"), ("a\n", "--host-node")])
+def test_a_host_that_no_collector_would_take_is_refused(machine, host, says):
+    with pytest.raises(BadSetting, match=says):
+        machine.config(host_node=host)
 
 
 def test_a_counter_that_never_read_well_is_listed_and_not_waited_for(machine):

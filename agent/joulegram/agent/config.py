@@ -29,6 +29,13 @@ class AgentConfig:
     node: str = field(
         default_factory=socket.gethostname, metadata={"help": "this node's name in every frame"}
     )
+    host_node: str = field(
+        default="",
+        metadata={
+            "help": "this machine is a guest, and its host is metered too: that host's node; "
+            "totals count the host alone"
+        },
+    )
     sysfs: Path = field(default=Path("/sys"), metadata={"help": "root of sysfs"})
     procfs: Path = field(default=Path("/proc"), metadata={"help": "root of procfs"})
     cgroupfs: Path = field(default=Path("/sys/fs/cgroup"), metadata={"help": "root of cgroupfs"})
@@ -199,6 +206,13 @@ class AgentConfig:
     def __post_init__(self) -> None:
         """Raises: BadSetting for a value that cannot hold."""
         check_node(self.node)
+        if self.host_node:
+            check_node(self.host_node, "--host-node")
+        if self.host_node == self.node:
+            raise BadSetting(
+                f"--host-node {self.host_node!r} is this node itself: a machine that is no guest "
+                "has none. Leave it empty."
+            )
         timing_ms(self.tick_s, self.window_s)
         if (self.tls_cert is None) != (self.tls_key is None):
             have, lack = ("cert", "key") if self.tls_cert else ("key", "cert")
@@ -302,11 +316,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_node(node: str) -> None:
+def check_node(node: str, flag: str = "--node") -> None:
     """Raises: BadSetting for a name that no collector would take."""
     if not 0 < len(node) <= NODE_MAX or printable(node) != node:
         raise BadSetting(
-            f"--node {printable(node)[:80]!r}: a node's name is 1 to {NODE_MAX} characters of "
+            f"{flag} {printable(node)[:80]!r}: a node's name is 1 to {NODE_MAX} characters of "
             "UTF-8 without control characters. Take the host's name."
         )
 

@@ -160,6 +160,7 @@ def as_json(frame: Frame) -> str:
         "window_ms": frame.window_ms,
         "boot_id": frame.boot_id,
         "agent_version": frame.agent_version,
+        "host_node": frame.host_node,
         "devices": [
             {field.name: getattr(device, field.name) for field in device.DESCRIPTOR.fields}
             for device in frame.devices

@@ -160,7 +160,7 @@ class Meter:
         check(frame)
         self.seq += 1
         frame.node, frame.epoch, frame.seq = self._config.node, self.epoch, self.seq
-        frame.boot_id = self._boot_id
+        frame.boot_id, frame.host_node = self._boot_id, self._config.host_node
         return frame
 
     def _find_sensors(self) -> None:
