@@ -202,6 +202,39 @@ def test_frames_wait_half_a_minute_then_go_without_and_later_energy_comes_late(m
     assert all(f.devices[1].coverage == 1.0 for f in frames)
 
 
+def test_what_a_platform_took_of_a_silent_part_is_at_coverage_0(machine):
+    zone = machine.zone("intel-rapl:0", "package-0", watts=60)
+    machine.zone("intel-rapl:1", "psys", watts=100)
+    counter, hidden = zone.folder / "energy_uj", zone.folder / "hidden"
+    zone.write = lambda: (hidden if hidden.exists() else counter).write_text(
+        f"{int(zone.value_uj)}\n"
+    )
+    frames = machine.play(
+        45, {2.2: lambda: counter.rename(hidden), 37.2: lambda: hidden.rename(counter)}
+    )
+    cpu0, platform = zip(*(f.devices for f in frames), strict=True)
+    for part, rest in zip(cpu0, platform, strict=True):
+        assert rest.energy_uj == max(0, rest.raw_uj - part.energy_uj)
+        assert rest.coverage == min(part.coverage, 1.0)
+    assert [n for n, d in enumerate(cpu0) if d.coverage == 0] == list(range(3, 37))
+    assert [d.clamped for d in platform] == [d.late for d in cpu0]
+    assert device_j(frames, "cpu0") == near(60 * 45)
+    assert device_j(frames, "platform", "raw_uj") == near(100 * 45)
+
+
+def test_a_part_that_left_for_good_stays_listed_and_lowers_the_platforms_coverage(machine):
+    machine.zone("intel-rapl:0", "package-0", watts=10)
+    machine.zone("intel-rapl:1", "package-1", watts=20)
+    machine.zone("intel-rapl:2", "psys", watts=50)
+    events = {2.2: lambda: shutil.rmtree(machine.zones.pop("intel-rapl:1").folder)}
+    for frame in machine.play(40, events)[3:]:
+        assert [(d.name, d.coverage) for d in frame.devices] == [
+            ("cpu0", 1.0),
+            ("cpu1", 0.0),
+            ("platform", 0.0),
+        ]
+
+
 def test_packages_that_come_back_under_each_others_numbers_keep_their_names(machine):
     for n, watts in enumerate((10, 20, 40)):
         machine.zone(f"intel-rapl:{n}", f"package-{n}", watts=watts)

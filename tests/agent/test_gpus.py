@@ -1,6 +1,7 @@
 """GPUs: whose energy it is, who holds them, and that every row adds up, on a played machine."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -87,6 +88,13 @@ def machine(tmp_path):
     return machine
 
 
+def giving_out(gpus):
+    """A scheduler that gave each of these workloads a GPU."""
+    owners = Owners(Batch(Path("/nowhere")))
+    owners.sources.append(Said({o: Known(reserved_gpus=(gpu,)) for o, gpu in gpus.items()}))
+    return owners
+
+
 def gpu_j(frames, kind, holder=None, **row):
     """Joules of GPUs in matching rows; `holder` is the id of who holds an idle row's GPU."""
     total = 0
@@ -149,8 +157,7 @@ def test_a_gpu_that_does_not_say_who_uses_it_is_held_as_before(machine):
     """Held workloads appear in every frame, also where a look fails for whole windows."""
     gpu = PlayedGpu(machine, 70.0, opened=[1])
     given = PlayedGpu(machine, 0.0, opened=[1], device="gpu:GPU-2")
-    owners = Owners(Batch(machine.root / "proc"))
-    owners.sources.append(Said({B: Known(reserved_gpus=("GPU-2",))}))
+    owners = giving_out({B: "GPU-2"})
 
     def blind():
         gpu.blind = given.blind = True
@@ -273,6 +280,16 @@ def test_every_gpus_rows_sum_to_it(gpus, works, platform_uj, cpu_ns):
         idle = [getattr(s, f"{name}_uj") for s in shares if s.use == IDLE]
         assert sum(idle) == sum(d.idle_uj for d in parts)
     assert all(s.gpu >= 0 or s.gpu_uj == 0 for s in shares)
+
+
+def test_a_server_of_mps_in_its_own_unit_holds_a_part_unless_the_gpu_was_given_out(machine):
+    machine.task(3, b"nvidia-cuda-mps", b"/system.slice/nvidia-mps.service")
+    alone = PlayedGpu(machine, 90.0, opened=[1, 2, 3])
+    given = PlayedGpu(machine, 50.0, opened=[1, 2, 3], device="gpu:GPU-2")
+    frames = machine.play(2, sensors=[alone, given], owners=giving_out({A: "GPU-2"}))
+    of_alone = {"1": near(60), "2": near(60), "nvidia-mps.service": near(60)}
+    assert {h: gpu_j(frames, "idle", holder=h, gpu_device=0) for h in of_alone} == of_alone
+    assert gpu_j(frames, "idle", holder="1", gpu_device=1) == near(100)
 
 
 def test_what_a_scheduler_gave_out_goes_before_what_is_open():
