@@ -1,6 +1,7 @@
 """`joulegram check`: each line says what, why and what to do, whatever the machine lacks."""
 
 import contextlib
+import tomllib
 
 import pytest
 
@@ -55,6 +56,20 @@ def test_counters_that_work_say_their_floor_and_what_counts_beside_them(machine)
         "no idle floor yet" in found["dram0"][0].why and "agent.idle_w" in found["dram0"][0].remedy
     )
     assert "load model" not in found
+
+
+def test_what_it_says_to_set_can_be_pasted(machine):
+    device = machine.root / "sys/devices/pci0000:00/0000:03:00.0"
+    files = {"vendor": "0x8086\n", "uevent": "PCI_SLOT_NAME=0000:03:00.0\n"}
+    files |= {"hwmon/hwmon0/name": "xe\n", "hwmon/hwmon0/energy1_input": "5\n"}
+    write(device, files)
+    (machine.root / "sys/class/drm/card0").mkdir(parents=True)
+    (machine.root / "sys/class/drm/card0/device").symlink_to(device)
+    machine.zone("intel-rapl:0", "package-0-die-1")
+    found = energy(machine)
+    for name in ("cpu0-die1", "gpu:0000:03:00.0"):
+        said = found[name][0].remedy.partition("agent.idle_w: ")[2].partition(". Until")[0]
+        assert tomllib.loads(said.replace("WATTS", "12.5")) == {name: 12.5}
 
 
 def test_a_learnt_floor_says_how_it_was_learnt(machine):

@@ -134,7 +134,8 @@ def _with_floor(finding: Finding, sensor: AnySensor, agent: AgentConfig, floors:
         floor = f"idle floor {learnt_uw / 1e6:.1f} W, learnt: lowest window mean of {hours:.0f} h"
     else:
         floor = f"no idle floor yet, learnt for {floors.seen_h(device):.1f} of {LEARN_H:g} h"
-        remedy = f"Know it already? Set agent.idle_w: {device} = WATTS. Until then idle is 0."
+        key = f'"{device}"' if ":" in device else device  # TOML wants the quotes
+        remedy = f"Know it already? Set agent.idle_w: {key} = WATTS. Until then idle is 0."
     return Finding(finding.what, finding.state, f"{finding.why}; {floor}", remedy)
 
 
