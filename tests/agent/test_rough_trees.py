@@ -220,3 +220,20 @@ def test_a_process_whose_cgroup_file_comes_late_is_charged_to_it_from_its_first_
     frames = machine.play(6, {2.1: born, 3.1: late.clear})
     assert energy_j(frames, "system") == pytest.approx(0, abs=2)
     assert energy_j(frames[4:], "systemd", "new.service") == near(100)
+
+
+def test_a_process_whose_cgroup_is_not_said_counts_once_in_its_cgroups_remainder(machine):
+    """Some kernels let nobody read of a path beyond PATH_MAX, others cut it."""
+    write = machine._write_task
+
+    def write_task(task):
+        write(task)
+        if task.pid == 11:
+            (machine.root / "proc/11/cgroup").unlink()
+
+    machine._write_task = write_task
+    machine.task(11, group=b"/system.slice/deep.service", cores=3.0)
+    frames = machine.play(6)
+    assert energy_j(frames[2:], "system") == pytest.approx(0, abs=2)
+    assert energy_j(frames[2:], "systemd", "steady.service") == near(100)
+    assert energy_j(frames[2:], "systemd", "deep.service") == near(300)

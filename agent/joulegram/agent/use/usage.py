@@ -137,6 +137,10 @@ class Usage:
                 _add(charged, place.group, used_ns)
             if not used_ns:  # only its children did
                 continue
+            # Nobody says where it is (a path beyond PATH_MAX, on some kernels): it lies in some
+            # cgroup's remainder, and would be counted twice.
+            if not used.process.groups and self.cgroups.count_anything:
+                continue
             if run is not None and place.owner == run.owner:
                 run.charged_ns += used_ns
             key = used.process, place.owner, place.group
