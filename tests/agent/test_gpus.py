@@ -206,6 +206,24 @@ def test_a_process_that_ended_since_it_was_seen_is_still_charged_to_its_workload
     assert gpu_j(frames, "unattributed") == 0
 
 
+def test_use_of_a_process_whose_pid_is_another_jobs_by_now_stays_its_own(machine):
+    gpu = PlayedGpu(machine, 400.0, busy={1: 1.0}, opened=[1])
+    machine.task(3, b"short", JOB_B)
+
+    def end():
+        gpu.opened, gpu.busy = [1], {3: 1.0}
+        machine.end(3)
+        machine.task(3, b"next", JOB_A, start=5000)
+
+    def then():
+        gpu.opened, gpu.busy = [1, 3], {3: 1.0}
+
+    gpu.opened = [1, 3]
+    frames = machine.play(4, {1.3: end, 1.6: then}, sensors=[gpu])
+    assert gpu_j(frames, "slurm", id="2", command="short", start_ticks=1000) == near(0.5 * 400)
+    assert gpu_j(frames[2:], "slurm", id="1", command="next", start_ticks=5000) == near(2 * 400)
+
+
 def test_use_by_a_pid_that_nobody_knows_is_unattributed(machine):
     frames = machine.play(2, sensors=[PlayedGpu(machine, 100.0, busy={999: 1.0})])
     assert gpu_j(frames, "unattributed") == near(200)

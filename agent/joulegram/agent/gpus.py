@@ -7,7 +7,7 @@ scheduler gave to a workload, and of the rest those that a workload's process ha
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from joulegram.agent.attribution import WHOLE, GpuWork
@@ -106,9 +106,12 @@ class Gpus:
         }
         gpu.open_by = {}
         for at in look.opened[:OPENED_MAX]:
-            if found := self._found(at.pid, gpu):
-                gpu.opened[at.pid] = Opened(*found, now_ns)
-                gpu.open_by[at] = found[0]
+            process, known = self.processes.get(at.pid), gpu.opened.get(at.pid)
+            if process is not None:
+                known = Opened(self.identity.place(process).owner, process, now_ns)
+            if known is not None:
+                gpu.opened[at.pid] = replace(known, seen_ns=now_ns)
+                gpu.open_by[at] = known.owner
         device = gpu.users.device
         for use in look.uses:
             key = self._found(use.pid, gpu) or (Owner(UNATTRIBUTED), None)
@@ -150,12 +153,13 @@ class Gpus:
         }
 
     def _found(self, pid: int, gpu: Gpu) -> tuple[Owner, Process] | None:
-        process = self.processes.get(pid)
-        if process is not None:
-            return self.identity.place(process).owner, process
-        # One that has just ended is known from when it still had the GPU open.
-        known = gpu.opened.get(pid)
-        return (known.owner, known.process) if known else None
+        """Who used it, once it is known who has it open."""
+        process, known = self.processes.get(pid), gpu.opened.get(pid)
+        # One that has just ended is known from when it still had the GPU open, also where its
+        # pid is another's by now.
+        if known is not None and known.process is not process:
+            return known.owner, known.process
+        return (self.identity.place(process).owner, process) if process is not None else None
 
 
 def held(
