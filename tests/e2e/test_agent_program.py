@@ -13,6 +13,7 @@ from itertools import pairwise
 import pytest
 
 from tests.agent.played import Machine
+from tests.redfish_server import redfish_server
 from tests.servers import joulegram, running, wait_until
 
 STEP_S = 0.1
@@ -106,6 +107,21 @@ def test_frames_of_a_played_machine_hold_every_joule(tmp_path):
     assert joules(later, "systemd", "a.service") == pytest.approx(active * 16 / 24, rel=0.15)
     assert joules(later, "systemd", "b.service") == pytest.approx(active * 4 / 24, rel=0.15)
     assert joules(later, "system") == pytest.approx(active * 4 / 24, rel=0.15)
+
+
+def test_a_controller_that_answers_is_asked_in_silence(tmp_path):
+    machine = Machine(tmp_path)
+    machine.zone("intel-rapl:0", "package-0")
+    command = joulegram("agent", "--print", "--frames=4", "--tick=0.2", "--window=1")
+    command += [f"--{name}={machine.root}/{path}" for name, path in ROOTS.items()]
+    with redfish_server() as server:
+        done = subprocess.run(
+            [*command, f"--redfish-url={server.url}"], capture_output=True, text=True, timeout=60
+        )
+        assert server.asked
+    frames = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {d["name"] for d in frames[-1]["devices"]} == {"cpu0", "platform"}
+    assert (done.returncode, "http" in done.stderr.lower()) == (0, False), done.stderr
 
 
 @pytest.mark.parametrize(
