@@ -256,6 +256,13 @@ def test_a_server_that_was_down_gets_the_schema_when_it_is_back(
         assert f"schema version {newest} of {newest}" in capsys.readouterr().out
 
 
+def test_a_cluster_that_servers_do_not_know_is_named_with_its_key(empty: Running) -> None:
+    ledger = empty.ledger(cluster="elsewhere")
+    with pytest.raises(LedgerFailed, match=r"'elsewhere'.*clickhouse\.cluster.*<remote_servers>"):
+        ledger.execute(clusters.databases(ledger.cluster, empty.database)[0])
+    ledger.close()
+
+
 def test_two_shards_answer_as_one(tmp_path: Path) -> None:
     """Writers of two shards; one frame came to both, as when a partition changes hands."""
     with zookeeper(tmp_path / "zookeeper") as port:

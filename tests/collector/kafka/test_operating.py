@@ -14,7 +14,7 @@ from joulegram.collector.errors import BadSetting
 from joulegram.collector.kafka import lag
 from joulegram.collector.kafka.config import KafkaConfig, check_retention
 from joulegram.collector.kafka.follow import Follower
-from joulegram.collector.kafka.letters import now_ms
+from joulegram.collector.kafka.letters import DeadLetters, Letter, now_ms
 from joulegram.collector.kafka.records import pack
 from joulegram.collector.kafka.topics import check_topics
 from joulegram.collector.ledger.ledger import Ledger
@@ -242,8 +242,48 @@ async def test_after_a_restore_kafka_is_rewound_and_every_joule_is_there_again(
 
 
 def test_a_rewind_says_what_it_takes(settings: KafkaConfig, tmp_path: Path) -> None:
-    said = command("rewind", "--since", "yesterday", config=toml(settings, tmp_path))
+    config = toml(settings, tmp_path)
+    said = command("rewind", "--since", "yesterday", config=config)
     assert said.returncode == 2 and "accepted" in said.stderr
+    # A file of another site: nothing was rewound, and "0 records" would sound like success.
+    said = command("rewind", "--since", "1h", config=config)
+    assert said.returncode == 1 and f"no topic {settings.topic}" in said.stderr, said
+    assert said.stdout == ""
+
+
+async def test_a_rewind_counts_what_a_group_reads_that_committed_nothing(
+    settings: KafkaConfig, tmp_path: Path
+) -> None:
+    check_topics(settings)
+    async with producing(settings) as producer:
+        await raw_record(producer, settings, pack([frame(1).SerializeToString()]))
+    said = command("rewind", "--since", "1h", config=toml(settings, tmp_path))
+    assert said.returncode == 0 and "1 records since" in said.stdout, said
+
+
+async def test_a_list_whose_reader_has_seen_enough_is_no_failure_of_kafka(
+    settings: KafkaConfig, tmp_path: Path
+) -> None:
+    """`joulegram deadletter list | head`."""
+    check_topics(settings)
+    config = toml(settings, tmp_path)
+    detail = "x" * 2_000  # a hundred of them are more than a pipe holds
+    letter = Letter("record", b"poison", "bytes", detail, "frames:0:0", NOW_MS)
+    async with producing(settings) as producer:
+        await DeadLetters(settings, producer).park([letter] * 100)
+    listing = subprocess.Popen(
+        joulegram("deadletter", "list", "--config", config),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert listing.stdout is not None and listing.stderr is not None
+    assert listing.stdout.readline()
+    listing.stdout.close()
+    with listing.stderr as stderr:
+        said = stderr.read()
+    assert listing.wait(60) == 141, said
+    assert "Kafka" not in said
 
 
 async def test_a_page_apart_from_the_writers_sees_every_frame_once(settings: KafkaConfig) -> None:

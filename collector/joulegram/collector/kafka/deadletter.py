@@ -75,6 +75,8 @@ def run(kafka: KafkaConfig, options: Options, word: str) -> int:
             _list(letters, options)
             return 0
         return asyncio.run(_replay(kafka, letters))
+    except BrokenPipeError:
+        raise  # who reads what we list has seen enough: `| head`
     except (KafkaError, OSError) as failed:
         raise NoKafka(
             f"Kafka at {', '.join(kafka.brokers)} did not answer: {type(failed).__name__}: {failed}"

@@ -39,7 +39,7 @@ OPTIONS = Options
 
 
 class NotRewound(CollectorError):
-    """The brokers do not answer, or writers still run."""
+    """The brokers do not answer or have no such topic, or writers still run."""
 
 
 def run(kafka: KafkaConfig, options: Options) -> int:
@@ -72,14 +72,24 @@ def rewind(config: KafkaConfig, since_ms: int) -> int:
     Returns: how many records will be read again or for the first time.
     Raises: NotRewound while a writer runs; KafkaError.
     """
-    client = KafkaConsumer(**connection(config), enable_auto_commit=False, metrics_enabled=False)
+    client = KafkaConsumer(
+        **connection(config),
+        enable_auto_commit=False,
+        allow_auto_create_topics=False,
+        metrics_enabled=False,
+    )
     admin = KafkaAdminClient(**connection(config))
     try:
         partitions = [
             TopicPartition(config.topic, number)
             for number in sorted(client.partitions_for_topic(config.topic) or ())
         ]
-        last = client.end_offsets(partitions)
+        if not partitions:
+            raise NotRewound(
+                f"there is no topic {config.topic} at {', '.join(config.brokers)}: give the "
+                "writers' own file with --config, or correct kafka.topic."
+            )
+        first, last = client.beginning_offsets(partitions), client.end_offsets(partitions)
         found = client.offsets_for_times(dict.fromkeys(partitions, since_ms))
         said = admin.list_group_offsets({config.group: partitions})[config.group]
         targets: dict[TopicPartition, int] = {}
@@ -89,7 +99,8 @@ def rewind(config: KafkaConfig, since_ms: int) -> int:
             if one in said and said[one].offset >= 0:
                 targets[one] = min(begin, said[one].offset)
         _set(admin, config, targets)
-        return sum(last[one] - targets[one] for one in targets)
+        # Where nothing was committed, writers begin with the oldest record.
+        return sum(last[one] - targets.get(one, first[one]) for one in partitions)
     finally:
         admin.close()
         client.close(autocommit=False)

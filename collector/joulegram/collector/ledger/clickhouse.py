@@ -57,6 +57,7 @@ READ_SETTINGS: Mapping[str, Value] = {
     "allow_experimental_low_cardinality_type": 1,
 }
 
+NO_SUCH_CLUSTER = 170  # CLUSTER_DOESNT_EXIST; the driver has no name for it
 _NOT_LET_IN = {
     ErrorCodes.UNKNOWN_USER,
     ErrorCodes.WRONG_PASSWORD,
@@ -206,7 +207,10 @@ class ClickhouseLedger:
             with self._state:
                 if self._hosts[0] == connection.address:
                     self._hosts = [*self._hosts[1:], self._hosts[0]]
-        return LedgerFailed(f"ClickHouse {_name(connection.address)}: {_said(failure)}")
+        said = f"ClickHouse {_name(connection.address)}: {_said(failure)}"
+        if isinstance(failure, ServerException) and failure.code == NO_SUCH_CLUSTER:
+            said += ". Give clickhouse.cluster the name that <remote_servers> of the servers has"
+        return LedgerFailed(said)
 
     def _take(self) -> "_Connection | None":
         """An idle connection whose server has not hung up."""
