@@ -6,12 +6,13 @@ frame that the ledger has is known by its identity. Older frames the agents stil
 """
 
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import CoordinatorNotAvailableError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from joulegram.collector.errors import BadSetting, CollectorError
@@ -21,6 +22,7 @@ from joulegram.collector.web.questions import BadTime, parse_time
 
 HELP = "has writers read the topic again from a time on, after the ledger was restored"
 TABLES = {"kafka": KafkaConfig}
+COORDINATOR_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def rewind(config: KafkaConfig, since_ms: int) -> int:
             )
         first, last = client.beginning_offsets(partitions), client.end_offsets(partitions)
         found = client.offsets_for_times(dict.fromkeys(partitions, since_ms))
-        said = admin.list_group_offsets({config.group: partitions})[config.group]
+        said = _committed(admin, config.group, partitions)
         targets: dict[TopicPartition, int] = {}
         for one in partitions:
             begin = last[one] if found[one] is None else found[one].offset
@@ -104,6 +106,18 @@ def rewind(config: KafkaConfig, since_ms: int) -> int:
     finally:
         admin.close()
         client.close(autocommit=False)
+
+
+def _committed(
+    admin: KafkaAdminClient, group: str, partitions: Sequence[TopicPartition]
+) -> Mapping[TopicPartition, OffsetAndMetadata]:
+    """What a group has read; asked again while the brokers have nobody yet who keeps groups."""
+    for delay_s in COORDINATOR_S:
+        try:
+            return admin.list_group_offsets({group: partitions})[group]  # type: ignore[no-any-return]
+        except CoordinatorNotAvailableError:
+            time.sleep(delay_s)
+    return admin.list_group_offsets({group: partitions})[group]  # type: ignore[no-any-return]
 
 
 def _set(
