@@ -4,18 +4,26 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from joulegram.agent.errors import BadSetting, SpoolFailed
+from joulegram.agent.onepage import OnePage
 from joulegram.agent.spool.spool import SpoolStats
 from joulegram.agent.uplink.uplink import STATES, UplinkStats
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
 
+# What every Prometheus takes; https://prometheus.io/docs/instrumenting/exposition_formats/
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_DEVICES = 64  # label values; what comes after is counted as `other`
 
 
@@ -90,7 +98,7 @@ class AgentMetrics(Collector):
                 "or leave it empty for no metrics."
             )
         try:
-            server, thread = start_http_server(int(port), host, self.registry)
+            page = OnePage(host, int(port), CONTENT_TYPE, lambda: generate_latest(self.registry))
         except OSError as exc:
             log.warning(
                 "no metrics: cannot listen on %s: %s. Another agent may be there; give this one "
@@ -99,13 +107,7 @@ class AgentMetrics(Collector):
                 exc,
             )
             return lambda: None
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join(1.0)
-
-        return stop
+        return page.close
 
     def collect(self) -> Iterator[Metric]:
         yield from self._of_frames()
