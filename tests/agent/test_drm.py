@@ -17,6 +17,8 @@ from joulegram.agent.sensors.drm.cards import CountedCard, Gpu, SampledCard, fin
 from joulegram.agent.sensors.drm.clients import (
     CLIENTS_PER_PROCESS,
     DESCRIPTORS_PER_LOOK,
+    TURN,
+    UNFINISHED_MAX,
     Clients,
 )
 from joulegram.agent.sensors.drm.fdinfo import ENGINES_MAX, parse
@@ -550,6 +552,24 @@ def test_a_process_that_opens_late_is_found_within_a_round(tree):
     looks = processes * each // DESCRIPTORS_PER_LOOK + 1
     found = [bool(tree.after(1).opened) for _ in range(2 * looks + 2)]
     assert found[-1]
+
+
+@pytest.mark.parametrize("hoarders", [3, UNFINISHED_MAX + 2])
+def test_hoarders_of_files_keep_nobody_from_being_found(tree, hoarders):
+    tree.xe()
+    for pid in range(100, 100 + hoarders):
+        tree.others(pid, 90_000 // hoarders)
+    late, larger = 200, 201
+    tree.others(late, 1)
+    tree.others(larger, 2 * TURN)
+    tree.find()
+    for _ in range(3):
+        tree.after(1)
+    tree.opens(late, 5, fdinfo(XE, 4, "drm-engine-render:\t0 ns"))
+    tree.opens(larger, 9999, fdinfo(XE, 5, "drm-engine-render:\t0 ns"))
+    for _ in range(60):
+        opened = {at.pid for at in tree.after(1).opened}
+    assert opened == {late, larger}
 
 
 def test_a_process_with_many_clients_leaves_room_for_others(tree):

@@ -39,7 +39,7 @@ from joulegram.agent.sensors.drm.fdinfo import (
 DESCRIPTORS_PER_LOOK = 512
 FIRST_LOOK = 32  # times as much: jobs that run when the agent starts
 TURN = 128  # descriptors of one process before others have their turn
-UNFINISHED_MAX = 16  # processes with more descriptors than that whose turn is to come
+UNFINISHED_MAX = 16  # processes with more than that, whose turn is to come; the longest gives way
 NEW_MAX = 4_096  # new processes that wait to be looked at; others wait for the round
 AGES_NS = (2_000_000_000, 8_000_000_000, 30_000_000_000)  # programs load before they compute
 REVISIT_NS = 5_000_000_000
@@ -58,6 +58,14 @@ class Client:
     busy: bool = False  # ever
     render: bool = False  # opened as a render node: a card node alone may be a screen's
     holders: dict[int, str] = field(default_factory=dict)  # pid: its descriptor; first pays
+
+
+@dataclass(slots=True, eq=False)
+class Walk:
+    """A way through a process's descriptors."""
+
+    steps: Iterator[None]
+    looked: int = 0  # descriptors so far
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +103,7 @@ class Clients:
         self._young: dict[int, deque[tuple[int, int]]] = {
             age_ns: deque(maxlen=NEW_MAX) for age_ns in AGES_NS
         }
-        self._unfinished: deque[tuple[int, Iterator[None]]] = deque()
+        self._unfinished: deque[Walk] = deque()
         self._round: deque[int] = deque()
         self._rounds = 0
         self._visited_ns = 0
@@ -161,7 +169,7 @@ class Clients:
             pid = next(iter(self._new))
             del self._new[pid]
             if pid in self._pids:
-                budget = self._turn(pid, self._walk(pid), budget)
+                budget = self._turn(Walk(self._walk(pid)), budget)
         return budget
 
     def _walk_others(self, budget: int) -> None:
@@ -169,24 +177,28 @@ class Clients:
         if not self._round:
             self._round.extend(sorted(self._pids))
             self._rounds += 1
+        # Whoever opens files by the hundred thousand leaves half to the others.
+        for_long = budget // 2
+        budget -= for_long
         for _ in range(len(self._unfinished)):
-            if budget <= 0:
-                return
-            pid, walk = self._unfinished.popleft()
-            budget = self._turn(pid, walk, budget)
+            if for_long <= 0:
+                break
+            for_long = self._turn(self._unfinished.popleft(), for_long)
+        budget += for_long
         while self._round and budget > 0:
             pid = self._round.popleft()
             if pid in self._pids and pid not in self._fresh:
-                budget = self._turn(pid, self._walk(pid), budget)
+                budget = self._turn(Walk(self._walk(pid)), budget)
 
-    def _turn(self, pid: int, walk: Iterator[None], budget: int) -> int:
+    def _turn(self, walk: Walk, budget: int) -> int:
         """Let a walk go on for a while. Returns: what is left of the budget."""
         limit = min(TURN, budget)
-        looked = sum(1 for _ in islice(walk, limit))
+        looked = sum(1 for _ in islice(walk.steps, limit))
+        walk.looked += looked
         if looked == limit:
-            if len(self._unfinished) < UNFINISHED_MAX:
-                self._unfinished.append((pid, walk))
-            else:
+            self._unfinished.append(walk)
+            if len(self._unfinished) > UNFINISHED_MAX:
+                self._unfinished.remove(max(self._unfinished, key=lambda one: one.looked))
                 self.left_out += 1
         return budget - looked - 1
 
