@@ -31,6 +31,19 @@ def test_what_was_lowest_weeks_ago_is_forgotten():
     assert floors.floor_uw("cpu0") == 50_000_000
 
 
+def test_floors_are_not_written_through_a_link(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("as it was")
+    (tmp_path / "floors.draft").symlink_to(precious)
+    floors = Floors(tmp_path / "floors.json", "n1")
+    floors.note("cpu0", 0, LEARN_MS, LEARN_MS * 20_000)
+    floors.save()
+    assert precious.read_text() == "as it was"
+    kept = Floors(tmp_path / "floors.json", "n1")
+    kept.load()
+    assert kept.floor_uw("cpu0") == 20_000_000
+
+
 def test_floors_survive_a_restart_and_belong_to_their_node(tmp_path):
     path = tmp_path / "floors.json"
     floors = Floors(path, "n1")

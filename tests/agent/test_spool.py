@@ -578,6 +578,28 @@ def test_a_half_built_database_is_built_again(tmp_path: Path) -> None:
     assert Spool.open(tmp_path, "n1").pending() == 3
 
 
+def test_a_lock_that_is_a_link_leads_us_nowhere(tmp_path: Path) -> None:
+    """In a folder that others may write to, they choose where it leads."""
+    precious = tmp_path / "precious"
+    precious.write_text("as it was")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/lock").symlink_to(precious)
+    with pytest.raises(SpoolFailed, match="lock"):
+        Spool.open(tmp_path / "state", "n1")
+    assert precious.read_text() == "as it was"
+
+
+def test_a_folder_that_others_may_write_to_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(0o755)
+    Spool.open(tmp_path, "n1").close()
+    assert "others may write" not in caplog.text
+    tmp_path.chmod(0o777)
+    Spool.open(tmp_path, "n1").close()
+    assert "others may write" in caplog.text
+
+
 def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpoolFailed, match=re.escape(f"{tmp_path}/file") + ".*--state DIR"):

@@ -110,7 +110,10 @@ class Floors:
         }
         draft = self.path.with_suffix(".draft")
         try:
-            draft.write_text(json.dumps(kept))
+            with contextlib.suppress(FileNotFoundError):
+                draft.unlink()  # whatever it is: a link would lead elsewhere
+            with draft.open("x") as file:
+                json.dump(kept, file)
             draft.replace(self.path)
         except OSError as exc:
             log.warning("%s: learnt idle floors are not kept: %s", self.path, exc)

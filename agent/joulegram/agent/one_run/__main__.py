@@ -242,7 +242,8 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(json.dumps(document, indent=2) + "\n")
+        with draft.open("x") as file:  # never through a link that another user made
+            file.write(json.dumps(document, indent=2) + "\n")
         draft.replace(path)
     finally:
         with contextlib.suppress(OSError):

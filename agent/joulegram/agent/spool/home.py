@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -67,6 +68,7 @@ class Home:
     def __init__(self, state: Path, node: str, machine_id: str, now_ms: Callable[[], int]) -> None:
         """Raises: SpoolInUse when another process holds `state`; OSError."""
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _tell_of_strangers(state)
         self.salvages = 0  # damaged databases met
         self.unreadable = 0  # frames a salvage could not bring back
         self._state = state
@@ -310,8 +312,19 @@ def _fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def _tell_of_strangers(state: Path) -> None:
+    status = state.stat()
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH:
+        log.warning(
+            "%s belongs to another user, or others may write to it: they can replace what this "
+            "agent keeps there. Give it a folder of its own with --state DIR.",
+            state,
+        )
+
+
 def _lock(state: Path) -> int:
-    descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    # Not through a link: whoever could make one here would have us write to a file of their choice.
+    descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
