@@ -74,6 +74,19 @@ while True:
         until = time.process_time() + 0.1
         while time.process_time() < until: pass
 """
+# With a name that changes all the time, to one of its own cgroups and back.
+MOVER = """
+libc = ctypes.CDLL(None)
+ways = []
+for name in ("a", "b"):
+    (Path(name) / "deep/deeper").mkdir(parents=True)
+    ways.append(open(f"{name}/deep/deeper/cgroup.procs", "w"))
+while True:
+    for way in ways:
+        libc.prctl(15, os.urandom(8).hex().encode(), 0, 0, 0)
+        way.write(str(os.getpid()))
+        way.flush()
+"""
 THREADS = """
 #include <pthread.h>
 #include <stdlib.h>
@@ -234,6 +247,32 @@ def test_a_service_that_may_make_cgroups_passes_for_nobody_else(tmp_path, site):
     assert used_s(frames, "own.service") > 1.5
     assert used_s(frames, POD) < 2.5  # its own, in four seconds
     assert spent < 0.3
+
+
+def test_a_process_that_moves_and_changes_its_name_at_speed_is_one_process(tmp_path, site):
+    """Thousands of times a second. (0.06 CPUs)"""
+    folder, make, start = site
+    start(BYSTANDER, make("/system.slice/bystander.service"))
+    own = make("/system.slice/own.service")
+    for name in ("", "cgroup.procs"):
+        os.chown(own / name, 65534, 65534)
+    program = start("os.chdir(sys.argv[1])\n" + NOBODY + MOVER, own)
+    try:
+        frames, spent = metered(tmp_path, folder)
+    finally:
+        program.kill()
+        program.wait()
+        for group in sorted(own.glob("**/"), key=lambda path: -len(path.parts))[:-1]:
+            group.rmdir()
+    check_bystander(frames)
+    assert used_s(frames, "own.service") > 0.5
+    # Each window it has one row, under the name of the last tick.
+    rows = [r for f in frames for r in f["rows"] if r["pid"] == program.pid]
+    assert 0 < len(rows) <= len(frames)
+    assert len({r["start_ticks"] for r in rows}) == 1
+    # What it burned is not counted twice, in its cgroup and for itself.
+    assert used_s(frames, "own.service") < 1.2 * FRAMES
+    assert spent < 0.5
 
 
 def test_names_that_imitate_the_kernels_format_and_two_megabytes_of_arguments(tmp_path, site):
