@@ -372,6 +372,35 @@ def test_held_until_the_jobs_cgroup_is_gone(tmp_path):
     assert who.holding() == []
 
 
+@pytest.mark.parametrize(
+    ("owner", "path"),
+    [
+        (Owner("container", CID), f"/docker/{CID}"),
+        (Owner("kubernetes", POD), f"/kubepods/pod{POD}/{CID}"),
+        (Owner("slurm", "77"), "/system.slice/slurmstepd.scope/job_77"),
+    ],
+)
+def test_whose_cgroup_is_gone_holds_nothing_whatever_was_said_before(tmp_path, owner, path):
+    machine = Machine(tmp_path)
+    machine.task(5, group=path.encode())
+    processes = Processes(tmp_path / "proc")
+    cgroups = Cgroups(tmp_path / "cgroup", SystemClock())
+    owners = Owners(Batch(tmp_path / "proc"))
+    owners.sources.append(Said({owner: Known(reserved_gpus=("0",))}))
+    who = Identity(tmp_path / "proc", processes, cgroups, "", "n1", owners)
+    assert who.holding() == [(owner, ("0",))]  # given, and nothing runs yet
+    cgroups.scan(0)
+    (met,) = processes.scan(1, 0).met
+    assert who.place(met).owner == owner
+    assert who.holding() == [(owner, ("0",))]
+    machine.end(5)
+    processes.scan(2, 0)
+    for left in (path, path.rpartition("/")[0])[: 1 + (owner.kind == "kubernetes")]:
+        machine.remove_group(left)
+    cgroups.scan(0)
+    assert who.holding() == []
+
+
 def test_a_container_by_its_socket_through_the_shipped_meter(tmp_path):
     machine = Machine(tmp_path)
     machine.zone("intel-rapl:0", "package-0", 100.0)

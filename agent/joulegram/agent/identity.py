@@ -78,6 +78,7 @@ class Identity:
     _claims: dict[Owner, Owner] = field(default_factory=dict)
     _claimed: dict[Owner, OrderedDict[Owner, None]] = field(default_factory=dict)  # by whom
     _roots: OrderedDict[Owner, tuple[str, Process]] = field(default_factory=OrderedDict)
+    _stood: OrderedDict[Owner, str] = field(default_factory=OrderedDict)  # of them, those seen
     _names: Lookup[int, str] = field(default_factory=login_names)
 
     def __post_init__(self) -> None:
@@ -98,6 +99,8 @@ class Identity:
         elif (meet := self._all.meets.get(found.kind)) is not None:
             meet(found, process.pid, process.start_ticks)
             found = self._numbered(found)
+            if found is not known.owner and (root := self._roots.get(known.owner)):
+                _remember(self._roots, found, root)
         uid = self._users.get(found)
         # A batch system's own helpers run as root inside the job, and come first.
         helper = uid == 0 != process.uid and found.kind in BATCH
@@ -136,7 +139,7 @@ class Identity:
 
     def holding(self) -> list[tuple[Owner, tuple[str, ...]]]:
         """Workloads that hold GPUs now, and which, as their schedulers name them."""
-        return self._all.holding(self._alive)
+        return self._all.holding(self._alive, self._gone)
 
     def close(self) -> None:
         """End the threads that ask for names."""
@@ -160,7 +163,7 @@ class Identity:
             claim = None if None in claims else claims[0]
             if claim is None:
                 _remember(self._outside, found, None)
-        elif found.kind in BATCH:
+        if claim is None and found.kind in (*BATCH, *CLAIMED):
             roots = [named for one, path, named in said if path == counted and one == found]
             _remember(self._roots, found, (root_of(roots[0]) if roots else "", process))
         known = Found(found, counted, claim)
@@ -202,6 +205,14 @@ class Identity:
         if root and self.cgroups.owner(root) == root:
             return True
         return self.processes.get(process.pid) is process
+
+    def _gone(self, found: Owner) -> bool:
+        """Whether its cgroup stood here, and does no more."""
+        root = self._roots[found][0] if found in self._roots else ""
+        if root and self.cgroups.owner(root) == root:
+            _remember(self._stood, found, root)
+            return False
+        return root != "" and self._stood.get(found) == root and not self._alive(found)
 
     def _login(self, uid: int) -> str:
         """The host's name of a uid, or the number where it has none, or none yet."""

@@ -162,6 +162,38 @@ def test_a_job_that_squeue_no_longer_lists_holds_nothing(programs):
     source.close()
 
 
+ENDED = {**SLURM_2405["jobs"][0], "job_state": ["COMPLETED"], "gres_detail": []}
+
+
+@pytest.mark.parametrize(
+    ("answer", "script"),
+    [({"jobs": [ENDED]}, ""), (None, "echo Invalid job id specified >&2; exit 1")],
+    ids=["ended", "purged"],
+)
+def test_a_job_whose_cgroup_left_holds_nothing_unless_slurm_says_so_later(programs, answer, script):
+    job = Owner("slurm", "78")
+
+    def held(gone: bool) -> list[Owner]:
+        source.see(lambda owner: gone)
+        return source.held()
+
+    programs.says("scontrol", SLURM_2405)
+    scontrol = programs.which("scontrol")
+    source = Slurm("gpu2", scontrol, None, gap_s=0.02, settled_s=0.3)
+    assert answered(source, "78") == FOLD
+    assert held(gone=False) == [job]
+    assert held(gone=True) == []
+    # An allocation without a running step: Slurm still says so when all has settled.
+    wait_until(lambda: held(gone=True) == [job], "Slurm's word")
+    programs.says("scontrol", answer, script=script)
+    assert held(gone=False) == [job]  # its next step
+    answers = source.asking.answers
+    assert held(gone=True) == []
+    wait_until(lambda: held(gone=True) == [] and source.asking.answers > answers, "its end")
+    assert held(gone=False) == []
+    source.close()
+
+
 def test_with_squeue_alone_a_failure_makes_no_job_unknown(programs):
     programs.says("squeue", script="exit 1")
     source = slurm(programs)

@@ -96,15 +96,25 @@ class Owners:
             return UNKNOWN
         return self._batch.about(owner) or UNKNOWN
 
-    def holding(self, alive: Callable[[Owner], bool]) -> list[tuple[Owner, tuple[str, ...]]]:
+    def holding(
+        self, alive: Callable[[Owner], bool], gone: Callable[[Owner], bool]
+    ) -> list[tuple[Owner, tuple[str, ...]]]:
         """Workloads that hold GPUs now, and which, as their schedulers name them.
+
+        Sources are asked rarely, and cgroups leave at once: whose is gone holds nothing, except
+        jobs of which Slurm says so after that.
 
         Args:
             alive: whether a workload's cgroup is still there.
+            gone: whether it was there, and is no more.
         """
         found = self._batch.holding(alive)
+        if self._slurm is not None:
+            self._slurm.see(gone)
         for source in self.sources:
             for owner in source.held():
+                if source is not self._slurm and gone(owner):
+                    continue
                 if (known := source.about(owner)) is not None and known.reserved_gpus:
                     found[owner] = known.reserved_gpus
         return list(found.items())

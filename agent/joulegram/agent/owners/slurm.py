@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ ANSWER_MAX = 8 << 20
 AT_ONCE = 8  # jobs asked for one by one in a round; more are asked for together
 WANTED_MAX = 1024
 REMEMBERED = 4096
+SETTLED_S = 5.0  # after a job's end its controller knows of it
 JOB = re.compile(r"\d{1,18}|s[0-9A-Z]{13}")
 CLUSTER = re.compile(
     rb"^[ \t]*ClusterName[ \t]*=[ \t]*([^\s#]{1,255})", re.MULTILINE | re.IGNORECASE
@@ -61,6 +63,7 @@ class Slurm:
         run: Run = output_of,
         every_s: float = EVERY_S,
         gap_s: float = 5.0,
+        settled_s: float = SETTLED_S,
     ) -> None:
         self.cluster = ""
         self._node = {node, node.partition(".")[0]}
@@ -70,6 +73,9 @@ class Slurm:
         self._sluids: OrderedDict[str, str] = OrderedDict()
         self._wanted: OrderedDict[str, None] = OrderedDict()
         self._unknown: OrderedDict[str, None] = OrderedDict()  # Slurm knows no such job
+        self._settled_s = settled_s
+        # Jobs with GPUs whose cgroup left, and when; None: Slurm said since that they hold on.
+        self._left: dict[str, float | None] = {}
         self.asking = Asking(self.name, self._ask, every_s, gap_s)
 
     @classmethod
@@ -98,8 +104,28 @@ class Slurm:
 
     def held(self) -> list[Owner]:
         with self._lock:
-            jobs = list(self._jobs.values())
-        return [Owner("slurm", job.id) for job in jobs if job.here and job.known.reserved_gpus]
+            return [Owner("slurm", id_) for id_ in self._here() if self._left.get(id_) is None]
+
+    def see(self, gone: Callable[[Owner], bool]) -> None:
+        """Ask of jobs with GPUs whose cgroup is gone whether they ended.
+
+        An allocation without a running step has no cgroup everywhere.
+        """
+        with self._lock:
+            here = self._here()
+            self._left = {id_: left for id_, left in self._left.items() if id_ in here}
+        for id_ in here:
+            if not gone(Owner("slurm", id_)):
+                self._left.pop(id_, None)
+                continue
+            left = self._left.setdefault(id_, time.monotonic())
+            # Later, since whoever comes next is to be asked for at once.
+            if left is not None and time.monotonic() - left >= self._settled_s:
+                self._want(id_)
+
+    def _here(self) -> list[str]:
+        """Jobs that hold GPUs of this node, as far as Slurm said."""
+        return [id_ for id_, job in self._jobs.items() if job.here and job.known.reserved_gpus]
 
     def close(self) -> None:
         self.asking.close()
@@ -170,18 +196,24 @@ class Slurm:
                 raise
             answer = None
         # An array's own number brings all of its tasks.
-        for found in jobs_of(answer, self._node, ours=True):
-            if job in (found.id, found.sluid):
-                self._keep(found)
+        named = [j for j in jobs_of(answer, self._node, ours=True) if job in (j.id, j.sluid)]
+        for found in named:
+            self._keep(found)
+        with self._lock:
+            if not named and job in self._jobs:  # it ended long ago
+                self._jobs[job] = replace(self._jobs[job], here=False)
 
     def _keep(self, job: Job) -> None:
         with self._lock:
             old = self._jobs.get(job.id)
             if job.gpus_unsaid and old is not None and not old.gpus_unsaid:
-                job = old  # squeue may leave out what scontrol said
+                job = replace(old, here=job.here)  # squeue may leave out what scontrol said
             self._jobs[job.id] = job
             self._jobs.move_to_end(job.id)
             self._unknown.pop(job.id, None)
+            left = self._left.get(job.id)
+            if left is not None and time.monotonic() - left >= self._settled_s:
+                self._left[job.id] = None
             if JOB.fullmatch(job.sluid):
                 self._sluids[job.sluid] = job.id
             for memory in (self._jobs, self._sluids):
