@@ -74,6 +74,16 @@ def test_a_taken_port_and_a_held_ledger_are_named(tmp_path: Path) -> None:
         assert first.stop(signal.SIGINT, timeout_s=5.0) == 0
 
 
+@pytest.mark.parametrize(("raw_days", "warns"), [("30", True), ("31", False)])
+def test_it_says_when_spools_may_outlive_raw_rows(
+    tmp_path: Path, raw_days: str, warns: bool
+) -> None:
+    both = ("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--raw-days", raw_days)
+    with running(start(tmp_path, *both), tmp_path) as collector:
+        wait_until(lambda: "agents on " in collector.said(), "it serves")
+        assert ("spool_max_days" in collector.said()) == warns
+
+
 def test_the_first_answer_knows_the_grid(tmp_path: Path) -> None:
     http = f"127.0.0.1:{free_port()}"
     argv = start(tmp_path, "--listen", "127.0.0.1:0", "--http", http, "--zone", "DE")

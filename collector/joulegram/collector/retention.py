@@ -21,6 +21,7 @@ from joulegram.collector.sealed import seal, sealed_until
 log = logging.getLogger(__name__)
 
 GRACE = timedelta(days=1)
+SPOOLS_KEEP_DAYS = 30.0  # unless agents are told otherwise
 EVERY_S = 3600.0
 
 # Rows last: a day of which rows lie without devices is read from its slots.
@@ -35,6 +36,18 @@ class Dropped:
     table: str
     partition: str
     rows: int
+
+
+def warn_of_spools(raw_days: float) -> None:
+    """Say so when an agent could come back with frames too old to be taken."""
+    if raw_days <= SPOOLS_KEEP_DAYS:
+        log.warning(
+            "collector.raw_days = %g: agents keep what they could not send for %g days, unless "
+            "their spool_max_days says less, and what is older than raw_days is refused. Raise "
+            "raw_days, or set spool_max_days of every agent below it.",
+            raw_days,
+            SPOOLS_KEEP_DAYS,
+        )
 
 
 def drop_expired(

@@ -198,6 +198,7 @@ def _writer(
     writer = Writer(ledger, on_durable=[rollup.touch, *on_durable])
     parts.run(writer.run())
     raw_days, slot_months = settings.collector.raw_days, settings.collector.slot_months
+    retention.warn_of_spools(raw_days)
     parts.behind(rollup.run(), retention.run(ledger, rollup, raw_days, slot_months))
 
     async def end() -> None:
