@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from joulegram.collector import live
 from joulegram.collector.live import Live
+from joulegram.collector.packed import PackedFrame
 from joulegram.v1.telemetry_pb2 import Device, Frame, Workload
 from tests.collector.made import IDLE, SYSTEM, Node, Row, workload
 
@@ -262,3 +263,22 @@ def test_two_epochs_alive_at_once_are_a_duplicate_node(
     # One of them ends: three windows later all is well.
     assert play(clock, state, "a3 a4 a5 a6")[-1] is False
     assert caplog.text.count("duplicate_node") == 2
+
+
+@pytest.mark.parametrize("odd", ["a text that is not UTF-8", "a row of no workload"])
+def test_a_frame_that_cannot_be_shown_costs_its_node_alone(
+    clock: Clock, state: Live, odd: str
+) -> None:
+    """A follower shows what is in the topic, before any writer has looked into it."""
+    window(clock, state, Node("a"), [Row(YES, cpu_j=100.0, pid=1, command="yes")])
+    made = Node("b").frame(T0, [Row(WEB, cpu_j=50.0, pid=2, command="nginx")])
+    frame = PackedFrame.FromString(made.SerializeToString())
+    if odd == "a row of no workload":
+        frame.rows.workload = b"\x63\0\0\0"
+    else:
+        frame.workloads[0] = b"\x0a\x01\xff"
+    state.on_durable([frame])
+    for _ in range(2):
+        assert [node.node for node in state.now().nodes] == ["a"]
+    window(clock, state, Node("b"), [Row(IDLE, cpu_j=50.0)], 1)
+    assert [node.node for node in state.now().nodes] == ["a", "b"]

@@ -1,6 +1,7 @@
 """Frames that are read with their workloads and commands as bytes: the same frames all the same."""
 
 import pytest
+from google.protobuf.message import DecodeError
 
 from joulegram.collector import columns
 from joulegram.collector.checked import Checked
@@ -78,3 +79,42 @@ def test_the_same_workload_in_other_bytes_is_the_same_content() -> None:
     assert hashes == {columns.hash_of(columns.content_of(one))}
     details = [[w.details for w in c.workloads] for c in (as_it_is, otherwise)]
     assert details[0] == details[1]
+
+
+@pytest.mark.parametrize("depth", [98, 99, 100, 101])
+def test_what_nests_too_deep_for_a_frame_is_refused(depth: int) -> None:
+    """Else it would be in the ledger, and nobody could read it as a frame."""
+    one = frame()
+    opened, closed = b"\x9b\x06", b"\x9c\x06"  # a group, a field that nobody knows
+    workload = one.workloads[3].SerializeToString() + depth * opened + depth * closed
+    packed = one.SerializeToString() + b"\x3a" + encoded(len(workload)) + workload
+    (answer,) = answers(packed)
+    try:
+        Frame.FromString(packed)
+    except DecodeError:
+        assert isinstance(answer, tuple) and "cannot be read" in answer[1]
+    else:
+        assert isinstance(answer, Checked)
+        assert whole(answer.frame) == Frame.FromString(packed)
+
+
+def test_a_frame_may_come_in_parts() -> None:
+    """A message that comes twice is one: rows add their commands, a later column wins."""
+    one = frame()
+    first, then = Frame(), Frame()
+    first.CopyFrom(one)
+    first.rows.Clear()
+    first.rows.workload = b"other"
+    first.rows.command.extend(one.rows.command[:2])
+    then.rows.CopyFrom(one.rows)
+    del then.rows.command[:2]
+    packed = then.SerializeToString()
+    (answer,) = answers(first.SerializeToString() + packed)
+    assert isinstance(answer, Checked)
+    assert whole(answer.frame) == one
+    assert columns.content_of(answer.frame) == columns.content_of(one)
+
+
+def encoded(number: int) -> bytes:
+    """A number below 2**14 as a varint of two bytes."""
+    return bytes([number & 127 | 128, number >> 7])

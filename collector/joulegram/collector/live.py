@@ -190,12 +190,20 @@ class Live:
         """Everything, as of this moment. Reads frames that nobody has read yet."""
         at_ms = self.now_ms()
         with self._lock:
-            newest = list(self._newest.values())
+            newest = list(self._newest.items())
         current: list[NodePower] = []
         silent: list[NodePower] = []
-        for entry in newest:
+        for node, entry in newest:
             if entry.read is None:
-                entry.read = read_window(entry.frames, entry.received_at_ms, self.team_of)
+                try:
+                    entry.read = read_window(entry.frames, entry.received_at_ms, self.team_of)
+                except Exception:
+                    # Those in a topic nobody has looked into yet: they cost nobody but their node.
+                    log.exception("a window of node %r cannot be shown", node)
+                    with self._lock:
+                        if self._newest.get(node) is entry:
+                            del self._newest[node]
+                    continue
             if entry.read.doubled != entry.doubled:
                 entry.read = replace(entry.read, doubled=entry.doubled)
             (silent if _is_silent(entry, at_ms) else current).append(entry.read)

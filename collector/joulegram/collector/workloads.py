@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 from google.protobuf.message import DecodeError
 
-from joulegram.collector.packed import PackedFrame
+from joulegram.collector.packed import PackedFrame, whole
 from joulegram.v1.telemetry_pb2 import Workload as WireWorkload
 
 MAX_BYTES = 65_536  # one workload, attributes included
@@ -75,7 +75,8 @@ def read_workloads(frame: PackedFrame) -> list[Workload]:
 def _read_into(frame: PackedFrame, index: int) -> Workload:
     packed = frame.workloads[index]
     try:
-        wire = WireWorkload.FromString(packed)
+        # In a frame of its own: what nests too deep for a Frame must not pass here.
+        (wire,) = whole(PackedFrame(workloads=[packed])).workloads  # type: ignore[list-item]
     except DecodeError as failed:
         return replace(NONE, problem=f"it cannot be read ({failed}); text must be UTF-8")
     canonical = wire.SerializeToString(deterministic=True)
