@@ -213,6 +213,27 @@ async def test_the_version_of_the_latest_window_is_the_one_readers_see(
     assert seen == {"name": "new"}
 
 
+@pytest.mark.parametrize("at_first", [("", "train"), ("train", "")])
+async def test_nodes_that_come_to_agree_on_a_name_leave_no_doubt_of_it(
+    ledger: Ledger, at_first: tuple[str, str]
+) -> None:
+    def named(seq: int, names: tuple[str, str]) -> list[Frame]:
+        made = [frame(seq, node="n1"), frame(seq, node="n2")]
+        for one, name in zip(made, names, strict=True):
+            one.workloads[2].name = name
+        return made
+
+    async with writing(ledger) as writer:
+        for seq, names in ((1, at_first), (2, ("train", "train")), (3, ("train", "train"))):
+            await writer.send(checked(*named(seq, names)))
+    versions = ledger.query(
+        "SELECT name, seen_at_ms FROM workloads FINAL "
+        f"WHERE workload = {workload_id('cluster', 'slurm', '77')}"
+    ).to_pylist()
+    newest = max(version["seen_at_ms"] for version in versions)
+    assert [v["name"] for v in versions if v["seen_at_ms"] == newest] == ["train"]
+
+
 async def test_names_are_only_data(ledger: Ledger) -> None:
     odd = frame(1, node="n'); DROP TABLE rows; --\\")
     odd.workloads.append(Workload(scope="ü", kind="vm", id="a'b\\"))

@@ -249,30 +249,40 @@ class Store:
     def _insert_workloads(self, frames: Sequence[Checked]) -> None:
         """Insert versions of workloads that differ from the last one known.
 
-        Frames may come in any order, so a version is stamped with its window; when two versions
-        meet, both are written, and the later window wins for every reader.
+        Frames may come in any order, so a version is stamped with its window; when versions meet,
+        all are written as last seen, and the latest window wins for every reader.
         """
         latest: dict[Workload, int] = {}
         for checked in sorted(frames, key=_window_of):
             latest.update(dict.fromkeys(checked.workloads, _window_of(checked)))
-        known: dict[int, tuple[Workload, int]] = {}
-        new: dict[tuple[int, int], tuple[Workload, int]] = {}
+        # workload -> details -> when last seen
+        changed: dict[int, dict[int, tuple[Workload, int]]] = {}
         for workload, seen_ms in latest.items():
-            last = known.get(workload.workload) or self._known.get(workload.workload)
+            key = workload.workload
+            last = self._known.get(key)
             if last is None or last[0].details != workload.details:
-                now = workload, seen_ms
-                for version in (now,) if last is None else (last, now):
-                    key = version[0].workload, version[0].details
-                    if key not in new or new[key][1] < version[1]:
-                        new[key] = version
-            if last is None or last[1] < seen_ms:
-                known[workload.workload] = workload, seen_ms
-        if new:
-            versions, seen_at_ms = zip(*new.values(), strict=True)
-            self.ledger.insert("workloads", columns.of_workloads(versions, seen_at_ms))
-        for key_of_workload, version in known.items():
-            self._known[key_of_workload] = version
-            self._known.move_to_end(key_of_workload)
+                versions = changed.setdefault(key, {})
+                there = versions.get(workload.details)
+                if there is None or there[1] < seen_ms:
+                    versions[workload.details] = workload, seen_ms
+            elif last[1] < seen_ms:
+                self._known[key] = workload, seen_ms
+                self._known.move_to_end(key)
+        for key, versions in changed.items():
+            if (last := self._known.get(key)) is not None:
+                versions[last[0].details] = last
+        if changed:
+            new = (version for versions in changed.values() for version in versions.values())
+            inserted, seen_at_ms = zip(*new, strict=True)
+            self.ledger.insert("workloads", columns.of_workloads(inserted, seen_at_ms))
+        for key, versions in changed.items():
+            newest = max(versions.values(), key=_seen_at)
+            if sum(version[1] == newest[1] for version in versions.values()) > 1:
+                # Nodes differ within one window: whatever is seen after it is written again.
+                self._known.pop(key, None)
+            else:
+                self._known[key] = newest
+                self._known.move_to_end(key)
         while len(self._known) > KNOWN_MAX_WORKLOADS:
             self._known.popitem(last=False)
 
@@ -332,6 +342,10 @@ class Store:
 
 def _window_of(checked: Checked) -> int:
     return checked.frame.window_start_ms
+
+
+def _seen_at(version: tuple[Workload, int]) -> int:
+    return version[1]
 
 
 def _place(checked: Checked) -> tuple[str, int, int, int]:
