@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Sequence
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -185,6 +188,36 @@ async def test_a_group_is_one_insert_per_day(ledger: Ledger) -> None:
         {"partition": f"{day - timedelta(days=1):%Y%m%d}", "rows": 4 * 6},
         {"partition": f"{day:%Y%m%d}", "rows": 8 * 6},
     ]
+
+
+@dataclass
+class Slow:
+    """A ledger whose inserts wait until they may."""
+
+    ledger: Ledger
+    may: threading.Event
+    exclusive: bool = True
+    cluster: str = ""
+
+    def insert(self, table: str, columns: Mapping[str, Any]) -> None:
+        assert self.may.wait(60.0)
+        self.ledger.insert(table, columns)
+
+    def query(self, sql: str) -> Any:
+        return self.ledger.query(sql)
+
+
+async def test_what_came_during_a_commit_does_not_wait_anew(ledger: Ledger) -> None:
+    slow = Slow(ledger, threading.Event())
+    async with writing(slow, group_s=3.0, group_max_rows=50) as writer:
+        first = asyncio.create_task(writer.send(checked(frame(1, rows=60))))
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(writer.send(checked(frame(2, rows=1))))
+        await asyncio.sleep(3.1)
+        slow.may.set()
+        released_s = time.monotonic()
+        await asyncio.gather(first, second)
+        assert time.monotonic() - released_s < 2.5
 
 
 def test_an_insert_never_grows_beyond_one_part() -> None:

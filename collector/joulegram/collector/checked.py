@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from joulegram.collector.packed import PackedFrame
 from joulegram.collector.workloads import Workload, read_workloads
+from joulegram.v1.telemetry_pb2 import Device
 
 Identity: TypeAlias = tuple[str, int, int]  # node, epoch, seq
 Column: TypeAlias = NDArray[Any]
@@ -29,12 +30,16 @@ WIDTHS: Mapping[str, np.dtype[Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Checked:
-    """A frame and what was read of it. validate.py makes those that hold."""
+    """A frame and what was read of it, once. validate.py makes those that hold."""
 
     frame: PackedFrame
     packed: bytes  # the frame as it came
+    identity: Identity  # what makes a frame the same frame
+    window_start_ms: int
+    rows: int  # how many, the header not counted
+    devices: Sequence[Device]
     workloads: Sequence[Workload]
     columns: Mapping[str, bytes]  # of WIDTHS; empty where every row has the default
     commands: Sequence[bytes]  # likewise; UTF-8
@@ -44,17 +49,17 @@ class Checked:
         """Look into a frame, whether it holds or not."""
         rows: Any = frame.rows
         columns = {name: getattr(rows, name) for name in WIDTHS}
-        return cls(frame, packed, read_workloads(frame), columns, rows.command[:])
-
-    @property
-    def identity(self) -> Identity:
-        """What makes a frame the same frame."""
-        return self.frame.node, self.frame.epoch, self.frame.seq
-
-    @property
-    def rows(self) -> int:
-        """How many, the header not counted."""
-        return len(self.columns["workload"]) // 4
+        return cls(
+            frame,
+            packed,
+            (frame.node, frame.epoch, frame.seq),
+            frame.window_start_ms,
+            len(columns["workload"]) // WIDTHS["workload"].itemsize,
+            list(frame.devices),
+            read_workloads(frame),
+            columns,
+            rows.command[:],
+        )
 
     def column(self, name: str) -> Column:
         """A packed column in place."""

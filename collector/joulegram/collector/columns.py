@@ -62,16 +62,16 @@ def of_workloads(versions: Sequence[Workload], seen_at_ms: Sequence[int]) -> Col
 
 def of_devices(frames: Sequence[Checked]) -> Columns | None:
     """Table `devices`; None when no frame has one."""
-    found = [(c.frame, i, d) for c in frames for i, d in enumerate(c.frame.devices)]
+    found = [(c, i, d) for c in frames for i, d in enumerate(c.devices)]
     if not found:
         return None
     return {
-        "node": [f.node for f, _, _ in found],
-        "window": np.array([f.window_start_ms // 1000 for f, _, _ in found], np.uint32),
-        "epoch": np.array([f.epoch for f, _, _ in found], np.uint64),
-        "seq": np.array([f.seq for f, _, _ in found], np.uint64),
+        "node": [c.identity[0] for c, _, _ in found],
+        "window": np.array([c.window_start_ms // 1000 for c, _, _ in found], np.uint32),
+        "epoch": np.array([c.identity[1] for c, _, _ in found], np.uint64),
+        "seq": np.array([c.identity[2] for c, _, _ in found], np.uint64),
         "device": np.array([i for _, i, _ in found], np.uint16),
-        "window_ms": np.array([f.window_ms for f, _, _ in found], np.uint32),
+        "window_ms": np.array([c.frame.window_ms for c, _, _ in found], np.uint32),
         "name": [d.name for _, _, d in found],
         "component": [component_of(d.component) for _, _, d in found],
         "energy_uj": np.array([d.energy_uj for _, _, d in found], np.uint64),
@@ -82,9 +82,9 @@ def of_devices(frames: Sequence[Checked]) -> Columns | None:
         # What we do not know how it came about is no better than modelled.
         "quality": [d.quality if d.quality in QUALITIES else "modelled" for _, _, d in found],
         "coverage": np.array([d.coverage for _, _, d in found], np.float64),
-        "simulated": np.array([f.simulated for f, _, _ in found], np.uint8),
-        "host_node": [f.host_node for f, _, _ in found],
-        "boot_id": [f.boot_id for f, _, _ in found],
+        "simulated": np.array([c.frame.simulated for c, _, _ in found], np.uint8),
+        "host_node": [c.frame.host_node for c, _, _ in found],
+        "boot_id": [c.frame.boot_id for c, _, _ in found],
     }
 
 
@@ -95,7 +95,7 @@ def of_reservations(frames: Sequence[Checked]) -> Columns | None:
         for workload in checked.workloads:
             if not (workload.reserved_cpus or workload.reserved_devices):
                 continue
-            devices = checked.frame.devices
+            devices = checked.devices
             for device, amount in (
                 ("", workload.reserved_cpus),
                 *((devices[i].name, share) for i, share in workload.reserved_devices),
@@ -126,7 +126,6 @@ def of_rows(checked: Sequence[Checked], hashes: Sequence[int], landed_at_ms: int
     Args:
         hashes: each frame's content hash.
     """
-    frames = [one.frame for one in checked]
     counts = [one.rows for one in checked]
     sizes = np.array(counts, np.int64) + 1
     headers = np.cumsum(sizes) - sizes
@@ -153,15 +152,15 @@ def of_rows(checked: Sequence[Checked], hashes: Sequence[int], landed_at_ms: int
         return np.frombuffer(b"".join(parts), WIDTHS[name])
 
     made: dict[str, Any] = {
-        "node": _coded([f.node for f in frames], sizes),
-        "window": per_frame([f.window_start_ms // 1000 for f in frames], np.uint32),
-        "epoch": per_frame([f.epoch for f in frames], np.uint64),
-        "seq": per_frame([f.seq for f in frames], np.uint64),
+        "node": _coded([one.identity[0] for one in checked], sizes),
+        "window": per_frame([one.window_start_ms // 1000 for one in checked], np.uint32),
+        "epoch": per_frame([one.identity[1] for one in checked], np.uint64),
+        "seq": per_frame([one.identity[2] for one in checked], np.uint64),
         "row": np.arange(total, dtype=np.uint32) - np.repeat(headers.astype(np.uint32), sizes),
         "landed_at_ms": np.full(total, landed_at_ms, np.uint64),
-        "window_ms": header_only([f.window_ms for f in frames], np.uint32),
+        "window_ms": header_only([one.frame.window_ms for one in checked], np.uint32),
         "row_count": header_only(counts, np.uint32),
-        "total_uj": header_only([sum(d.energy_uj for d in f.devices) for f in frames], np.uint64),
+        "total_uj": header_only([sum(d.energy_uj for d in c.devices) for c in checked], np.uint64),
         "hash": header_only(hashes, np.uint64),
     }
 
@@ -184,9 +183,9 @@ def of_rows(checked: Sequence[Checked], hashes: Sequence[int], landed_at_ms: int
         codes: dict[str, int] = {"": 0}
         device = np.zeros(total, np.int32)
         of_device = np.array(
-            [codes.setdefault(d.name, len(codes)) for f in frames for d in f.devices], np.int32
+            [codes.setdefault(d.name, len(codes)) for c in checked for d in c.devices], np.int32
         )
-        lengths = np.array([len(f.devices) for f in frames], np.int64)
+        lengths = np.array([len(c.devices) for c in checked], np.int64)
         first_device = np.repeat(np.cumsum(lengths) - lengths, sizes)
         named = index >= 0
         device[named] = of_device[index[named] + first_device[named]]

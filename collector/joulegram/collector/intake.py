@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -276,7 +276,7 @@ class Intake(TelemetryServiceServicer):
         for checked, stream in sound.items():
             no = why.get(checked)
             if no is None:
-                stream.durable.append((checked.frame.epoch, checked.frame.seq))
+                stream.durable.append(checked.identity[1:])
             else:
                 self._refuse(stream, checked.frame, no.reason, no.detail)
 
@@ -344,8 +344,11 @@ def add_intake(intake: Intake, server: grpc.aio.Server) -> None:
     server.add_generic_rpc_handlers((handler,))
 
 
-def seq_ranges(durable: Iterable[tuple[int, int]]) -> list[SeqRange]:
+def seq_ranges(durable: Sequence[tuple[int, int]]) -> list[SeqRange]:
     """(epoch, seq) pairs as the fewest ranges."""
+    if len(durable) == 1:
+        ((epoch, seq),) = durable
+        return [SeqRange(epoch=epoch, first_seq=seq, last_seq=seq)]
     of_epoch: dict[int, list[int]] = defaultdict(list)
     for epoch, seq in durable:
         of_epoch[epoch].append(seq)

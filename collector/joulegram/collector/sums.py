@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joulegram.collector.checked import WIDTHS, Checked, Column
-from joulegram.v1.telemetry_pb2 import Frame
+from joulegram.v1.telemetry_pb2 import Device
 
 # No sum in the ledger leaves UInt64.
 MAX_ROW_UJ = 10**14  # one row, one frame: 100 MJ; 100,000 of them fit
@@ -74,7 +74,7 @@ def _plain_ones_hold(burst: Sequence[Checked]) -> bool:
 
     idle_rows = _idle_rows(burst, workload, sizes)
     frame_of_idle = np.searchsorted(ends, idle_rows, side="right")
-    drawn = np.array([_of_devices(checked.frame) for checked in burst], np.uint64)
+    drawn = np.array([_of_devices(checked.devices) for checked in burst], np.uint64)
     for component, name in enumerate(ENERGIES):
         column = joined(name)
         energies, floors = drawn[:, 0, component], drawn[:, 1, component]
@@ -110,10 +110,10 @@ def _idle_rows(burst: Sequence[Checked], workload: Column | None, sizes: Column)
     return np.flatnonzero(is_idle[workload + np.repeat(np.cumsum(lengths) - lengths, sizes)])
 
 
-def _of_devices(frame: Frame) -> tuple[list[int], list[int]]:
+def _of_devices(devices: Sequence[Device]) -> tuple[list[int], list[int]]:
     """Energy and idle floors by component, uJ."""
     drawn, floors = [0, 0, 0, 0], [0, 0, 0, 0]
-    for device in frame.devices:
+    for device in devices:
         component = COMPONENTS.index(component_of(device.component))
         drawn[component] += device.energy_uj
         floors[component] += device.idle_uj
@@ -125,7 +125,7 @@ def check(checked: Checked) -> None:
     columns, workloads = checked.columns, checked.workloads
     _in_range(checked, "workload", 0, len(workloads))
     _in_range(checked, "holder", -1, len(workloads))
-    _in_range(checked, "gpu_device", -1, len(checked.frame.devices))
+    _in_range(checked, "gpu_device", -1, len(checked.devices))
     workload = checked.column("workload")
     zeros = bytes(8 * workload.size)
     block = np.frombuffer(b"".join([columns[name] or zeros for name in ENERGIES]), "<u8")
@@ -133,7 +133,7 @@ def check(checked: Checked) -> None:
         raise Unsound("sums", f"a row has more than {MAX_ROW_UJ} uJ in one window")
     block = block.reshape(len(COMPONENTS), workload.size)
     idle = np.array([w.kind == "idle" for w in workloads], np.bool_)[workload]
-    drawn, floors = _of_devices(checked.frame)
+    drawn, floors = _of_devices(checked.devices)
     for component, name in enumerate(COMPONENTS):
         _must_equal(name, int(block[component].sum()), drawn[component])
         _must_equal(f"idle {name}", int(block[component][idle].sum()), floors[component])
@@ -155,7 +155,7 @@ def _check_gpus(checked: Checked, energy_uj: Column, idle: NDArray[np.bool_]) ->
     device = checked.column("gpu_device")
     if not device.size:
         device = np.full(energy_uj.size, -1, np.int32)
-    devices = checked.frame.devices
+    devices = checked.devices
     is_gpu = [component_of(d.component) == "gpu" for d in devices]
     # Rows without a device have -1: their sum is the last.
     if not np.array([*is_gpu, True])[device].all():

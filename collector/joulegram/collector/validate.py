@@ -13,7 +13,7 @@ from joulegram.collector.checked import WIDTHS, Checked
 from joulegram.collector.packed import PackedFrame
 from joulegram.collector.sums import Unsound
 from joulegram.collector.workloads import CONTROL, Workload
-from joulegram.v1.telemetry_pb2 import Frame
+from joulegram.v1.telemetry_pb2 import Device, Frame
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def _skew(node: str, skew_ms: int) -> str:
 
 
 def _check_shape(checked: Checked) -> None:
-    devices, workloads, commands = checked.frame.devices, checked.workloads, checked.commands
+    devices, workloads, commands = checked.devices, checked.workloads, checked.commands
     n = checked.rows
     for what, count, limit in (
         ("rows", n, MAX_ROWS),
@@ -191,8 +191,8 @@ def _check_shape(checked: Checked) -> None:
     if len(commands) not in (0, n):
         raise Unsound("shape", f"rows.command has {len(commands)} entries; there are {n} rows")
     _check_commands(commands)
-    _check_devices(checked.frame)
-    _check_workloads(checked.frame, workloads)
+    _check_devices(devices)
+    _check_workloads(devices, workloads)
 
 
 def _check_commands(commands: Sequence[bytes]) -> None:
@@ -221,9 +221,9 @@ def _pieces_fit(text: str) -> bool:
     return True
 
 
-def _check_devices(frame: Frame) -> None:
+def _check_devices(devices: Sequence[Device]) -> None:
     names = set()
-    for device in frame.devices:
+    for device in devices:
         if not device.name or device.name in names:
             raise Unsound("shape", f"device name {device.name!r} is empty or comes twice")
         names.add(device.name)
@@ -252,13 +252,13 @@ def _check_devices(frame: Frame) -> None:
             )
 
 
-def _check_workloads(frame: Frame, workloads: Sequence[Workload]) -> None:
+def _check_workloads(devices: Sequence[Device], workloads: Sequence[Workload]) -> None:
     for workload in workloads:
         if workload.problem:
             raise Unsound("shape", f"workload {workload.id[:80]!r}: {workload.problem}")
         for device, _ in workload.reserved_devices:
-            if device >= len(frame.devices):
+            if device >= len(devices):
                 raise Unsound(
                     "shape",
-                    f"workload {workload.id!r} reserves device {device} of {len(frame.devices)}",
+                    f"workload {workload.id!r} reserves device {device} of {len(devices)}",
                 )

@@ -60,6 +60,7 @@ class Writer:
 
     _queue: list[_Waiting] = field(default_factory=list)
     _queued_rows: int = 0
+    _since_s: float = 0.0  # when the first of the queue came
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
     _full: asyncio.Event = field(default_factory=asyncio.Event)
     _closing: bool = False
@@ -70,6 +71,8 @@ class Writer:
         if self._closing or (self._queue and self._queued_rows + rows > self.queue_max_rows):
             counters.FRAMES.labels("busy").inc(len(frames))
             raise Busy(f"{self._queued_rows} rows are waiting to be written")
+        if not self._queue:
+            self._since_s = time.monotonic()
         waiting = _Waiting(frames, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._queued_rows += rows
@@ -87,7 +90,9 @@ class Writer:
             while True:
                 await self._arrived.wait()
                 if self.group_s and not self._closing:
-                    await _wait(self._full, self.group_s)
+                    # From the first arrival: what came during a commit has waited already.
+                    due_s = self._since_s + self.group_s
+                    await _wait(self._full, max(0.0, due_s - time.monotonic()))
                 group, self._queue, self._queued_rows = self._queue, [], 0
                 self._full.clear()
                 if not self._closing:
@@ -341,7 +346,7 @@ class Store:
 
 
 def _window_of(checked: Checked) -> int:
-    return checked.frame.window_start_ms
+    return checked.window_start_ms
 
 
 def _seen_at(version: tuple[Workload, int]) -> int:
@@ -351,12 +356,12 @@ def _seen_at(version: tuple[Workload, int]) -> int:
 def _place(checked: Checked) -> tuple[str, int, int, int]:
     """Its place in the order of the table's key: rows so ordered need no sorting."""
     node, epoch, seq = checked.identity
-    return node, checked.frame.window_start_ms, epoch, seq
+    return node, checked.window_start_ms, epoch, seq
 
 
 def day_of(checked: Checked) -> int:
     """The UTC day of a frame's window, days since 1970."""
-    return checked.frame.window_start_ms // 1000 // DAY_S
+    return checked.window_start_ms // 1000 // DAY_S
 
 
 def by_day(frames: Iterable[Checked]) -> Iterator[tuple[int, list[Checked]]]:
