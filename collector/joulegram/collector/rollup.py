@@ -38,6 +38,10 @@ MAX_TOUCHED = 200_000  # beyond it their days are compared whole again
 # Longer than the usual window, so that a slot is made once when it is over and not again at
 # every frame of its 5 minutes. Readers do not wait for it: they refresh what they ask for.
 QUIET_S = 20.0
+# Every node's slot is over at the same moment. In the background they are made one batch after
+# another with rests between, so that frames which come meanwhile are stored as soon as ever.
+REST = 3.0
+MAX_REST_S = 2.0
 # Where others write too, days whose parts changed are compared again this often.
 SHARED_EVERY_S = 60.0
 
@@ -136,9 +140,13 @@ class Rollup:
         since_s = int(since.timestamp()) // SLOT_S * SLOT_S
         return self._refresh(since_s, math.ceil(until.timestamp()), math.inf)
 
-    def catch_up(self) -> int:
-        """Make every slot current that no frame has come to for QUIET_S."""
-        return self._refresh(0, 2**32, self._monotonic_s() - QUIET_S)
+    def catch_up(self, rest: float = 0.0) -> int:
+        """Make every slot current that no frame has come to for QUIET_S.
+
+        Args:
+            rest: how long to rest after each batch but the last, as a multiple of what it took.
+        """
+        return self._refresh(0, 2**32, self._monotonic_s() - QUIET_S, rest)
 
     async def run(self, every_s: float = 2.0) -> None:
         """Catch up every `every_s`, until cancelled."""
@@ -148,7 +156,7 @@ class Rollup:
                 if not self._ledger.exclusive:
                     await asyncio.to_thread(self.look_at_others)
                 if self._touched or self._uncompared:
-                    await asyncio.to_thread(self.catch_up)
+                    await asyncio.to_thread(self.catch_up, REST)
                 failing = False
             except Exception as exc:
                 counters.ROLLUP_FAILED.inc()
@@ -169,16 +177,20 @@ class Rollup:
             }
         self._parts = parts
 
-    def _refresh(self, since_s: int, until_s: int, quiet_since_s: float) -> int:
+    def _refresh(self, since_s: int, until_s: int, quiet_since_s: float, rest: float = 0.0) -> int:
         # Whoever takes a slot holds `_working` until it is written: so a slot that is not due
         # here is written, or touched later than this call. New ones wait for the next call.
         with self._working:
             while isinstance(due := self._due(since_s, until_s, quiet_since_s), int):
                 self._compare(due)
         written = 0
+        rest_s = 0.0
         for keys in _batches(due):
+            time.sleep(rest_s)
+            began_s = time.monotonic()
             with self._working:
                 written += self._recompute(self._take(keys))
+            rest_s = min(MAX_REST_S, rest * (time.monotonic() - began_s))
         return written
 
     def _due(self, since_s: int, until_s: int, quiet_since_s: float) -> int | list[SlotKey]:

@@ -17,6 +17,7 @@ from itertools import groupby
 from joulegram.collector import columns, counters
 from joulegram.collector.checked import Checked, Identity
 from joulegram.collector.ledger.ledger import Ledger, literal
+from joulegram.collector.seqs import Seqs
 from joulegram.collector.stages import Busy, Refused
 from joulegram.collector.workloads import Workload
 from joulegram.v1.telemetry_pb2 import Frame
@@ -33,6 +34,9 @@ ROW_BYTES = 150  # of the fixed columns of `rows`
 LOOKUP_MAX_FRAMES = 2_000
 RECENT_MAX_FRAMES = 100_000
 KNOWN_MAX_WORKLOADS = 100_000
+# Days of agents whose stored seqs are known, and runs of seqs of each.
+WHOLE_MAX_DAYS = 100_000
+WHOLE_MAX_RUNS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +158,10 @@ class Store:
 
     ledger: Ledger
     now_ms: Callable[[], int]
-    # -> content hash, day
-    _recent: "OrderedDict[Identity, tuple[int, int]]" = field(default_factory=OrderedDict)
-    # (node, epoch) -> days of which every stored frame is in `_recent`: where nobody else writes,
-    # what is not there is not stored, and need not be looked up.
-    _whole: dict[tuple[str, int], set[int]] = field(default_factory=dict)
+    _recent: "OrderedDict[Identity, int]" = field(default_factory=OrderedDict)  # content hashes
+    # (node, epoch, day) -> the seqs stored of it, all of them: where nobody else writes, what is
+    # not among these is not stored, and need not be looked up.
+    _whole: "OrderedDict[tuple[str, int, int], Seqs]" = field(default_factory=OrderedDict)
     _known: "OrderedDict[int, tuple[Workload, int]]" = field(default_factory=OrderedDict)
     # Frames that we tried to insert, and that may be found to have landed only when their agent
     # offers them again: they are stored then, by us, and no duplicates.
@@ -296,11 +299,13 @@ class Store:
         stored = {}
         unknown = []
         for checked in frames:
-            key = node, epoch, _ = checked.identity
+            key = node, epoch, seq = checked.identity
             there = self._recent.get(key)
             if there is not None:
-                stored[key] = there[0]
-            elif day_of(checked) not in self._whole.get((node, epoch), ()):
+                stored[key] = there
+                continue
+            seqs = self._whole.get((node, epoch, day_of(checked)))
+            if seqs is None or seq in seqs:
                 unknown.append(checked)
         for start_s, day in by_day(self._of_known_agents(unknown)):
             for first in range(0, len(day), LOOKUP_MAX_FRAMES):
@@ -324,8 +329,10 @@ class Store:
                 found = self.ledger.query(_agents(start_s, some)).to_pydict()
                 there.update(zip(found["node"], found["epoch"], strict=True))
             known += [checked for checked in day if checked.identity[:2] in there]
-            for agent in set(agents) - there:
-                self._whole.setdefault(agent, set()).add(start_s // DAY_S)
+            for node, epoch in set(agents) - there:
+                self._whole[node, epoch, start_s // DAY_S] = Seqs()
+        while len(self._whole) > WHOLE_MAX_DAYS:
+            self._whole.popitem(last=False)
         return known
 
     def _doubt(self, frames: Iterable[Checked]) -> None:
@@ -336,13 +343,16 @@ class Store:
 
     def _remember(self, checked: Checked, content_hash: int) -> None:
         self._in_doubt.pop(checked.identity, None)
-        self._recent[checked.identity] = content_hash, day_of(checked)
+        self._recent[checked.identity] = content_hash
         if len(self._recent) > RECENT_MAX_FRAMES:
-            (node, epoch, _), (_, day) = self._recent.popitem(last=False)
-            days = self._whole.get((node, epoch), set())
-            days.discard(day)
-            if not days:
-                self._whole.pop((node, epoch), None)
+            self._recent.popitem(last=False)
+        node, epoch, seq = checked.identity
+        whole = node, epoch, day_of(checked)
+        seqs = self._whole.get(whole)
+        if seqs is not None:
+            seqs.add(seq)
+            if seqs.runs > WHOLE_MAX_RUNS:
+                del self._whole[whole]
 
 
 def _window_of(checked: Checked) -> int:
