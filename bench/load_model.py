@@ -1,9 +1,9 @@
 """How far off the agent's load model is, beside CodeCarbon's two ways of load estimation.
 
 Absolute percentage error of RAPL package watts on the rows of measured_load_power.csv. Each
-machine's rows are judged with a level that was fitted without it: leave-one-out for the two
-machines that the shipped level is fitted to, the shipped level for the others. A machine's error
-is the median over its rows; the result is the median over machines.
+machine's rows are judged with numbers that were fitted without it: leave-one-out for the two
+machines that the shipped numbers are fitted to, the shipped ones for the others. A machine's
+error is the median over its rows; the result is the median over machines.
 
 CodeCarbon is told the true TDP. Its own code runs where it can be imported (`pip install
 codecarbon`; not needed for anything else), otherwise its formulas of 3.3.2 do.
@@ -12,7 +12,6 @@ codecarbon`; not needed for anything else), otherwise its formulas of 3.3.2 do.
 """
 
 import csv
-import math
 import statistics
 import sys
 import time
@@ -26,7 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from joulegram.agent.sensors.load.cpuinfo import key_of
-from joulegram.agent.sensors.load.model import LEVEL, share_of_tdp
+from joulegram.agent.sensors.load.model import (
+    LEVEL,
+    PACE_AT_REST,
+    PACE_PER_LOAD,
+    likely_pace,
+    share_of_tdp,
+)
 
 ROWS = Path(__file__).with_name("measured_load_power.csv")
 FITTED = ("AMD EPYC 8024P 8-Core Processor", "Intel(R) Xeon(R) CPU E5-2620 v3 @ 2.40GHz")
@@ -72,16 +77,32 @@ def rows() -> dict[str, list[Row]]:
 
 
 def fitted_level(machines: Sequence[Sequence[Row]]) -> float:
-    """The geometric mean of what each machine alone would want, in the median of its rows."""
-    return math.exp(
-        statistics.fmean(
-            statistics.median(
-                math.log(row.measured_w / row.tdp_w / share_of_tdp(row.load, row.pace, 1.0))
-                for row in machine
-            )
-            for machine in machines
+    """The level of the least error as it is reported: the median over a machine's rows.
+
+    The mean over machines, since a median over two is one. By trial: a median has many minima.
+    """
+    wanted = [
+        [row.measured_w / row.tdp_w / share_of_tdp(row.load, row.pace, 1.0) for row in machine]
+        for machine in machines
+    ]
+
+    def loss(level: float) -> float:
+        return statistics.fmean(
+            statistics.median(abs(level / w - 1) for w in machine) for machine in wanted
         )
-    )
+
+    return min((level / 1000 for level in range(300, 1501)), key=loss)
+
+
+def fitted_pace(machines: Sequence[Sequence[Row]]) -> tuple[float, float]:
+    """(at rest, per load) of a clock nobody shows: between these machines' and the greatest."""
+    lines = [
+        statistics.linear_regression([r.load for r in machine], [r.pace for r in machine])
+        for machine in machines
+    ]
+    at_rest = statistics.fmean(line.intercept for line in lines)
+    per_load = statistics.fmean(line.slope for line in lines)
+    return (1 + at_rest) / 2, per_load / 2
 
 
 def error(row: Row, estimated_w: float) -> float:
@@ -89,12 +110,21 @@ def error(row: Row, estimated_w: float) -> float:
 
 
 def ours(machines: Mapping[str, Sequence[Row]], *, clock: bool) -> dict[str, list[float]]:
-    """{machine: the errors of its rows}, each by a level that has not seen it."""
+    """{machine: the errors of its rows}, each by numbers that have not seen it."""
     errors = {}
     for name, machine in machines.items():
-        level = fitted_level([machines[other] for other in FITTED if other != name])
+        seen = [machines[other] for other in FITTED if other != name]
+        level, (at_rest, per_load) = fitted_level(seen), fitted_pace(seen)
         errors[name] = [
-            error(row, row.tdp_w * share_of_tdp(row.load, row.pace if clock else None, level))
+            error(
+                row,
+                row.tdp_w
+                * share_of_tdp(
+                    row.load,
+                    row.pace if clock else likely_pace(row.load, at_rest, per_load),
+                    level,
+                ),
+            )
             for row in machine
         ]
     return errors
@@ -140,7 +170,7 @@ def codecarbon() -> tuple[str, Estimate, Estimate]:
 
 
 def run() -> list[dict[str, Any]]:
-    """Judge; three entries of build/bench.json. Prints the tables to stderr."""
+    """Judge; four entries of build/bench.json. Prints the tables to stderr."""
     machines = rows()
     which, machine_mode, process_mode = codecarbon()
     columns = {
@@ -154,6 +184,7 @@ def run() -> list[dict[str, Any]]:
     return [
         _entry("load_model_ape_machine", read, machine, LIMIT_MACHINE),
         _entry("load_model_ape_process", read, process, LIMIT_PROCESS),
+        _entry("load_model_ape_machine_no_clock", blind, machine, LIMIT_MACHINE),
         _entry("load_model_ape_process_no_clock", blind, process, LIMIT_PROCESS),
     ]
 
@@ -175,14 +206,17 @@ def show(
     which: str,
 ) -> None:
     console = Console(stderr=True, width=110)
+    seen = [machines[name] for name in FITTED]
+    at_rest, per_load = fitted_pace(seen)
     console.print(
-        f"level fitted to {len(FITTED)} machines: {fitted_level([machines[m] for m in FITTED]):.3f}"
-        f" (shipped: {LEVEL}); CodeCarbon: {which}",
+        f"fitted to {len(FITTED)} machines: level {fitted_level(seen):.3f} (shipped: {LEVEL}), "
+        f"unknown clock {at_rest:.2f} + {per_load:.2f} x load "
+        f"(shipped: {PACE_AT_REST} + {PACE_PER_LOAD})\nCodeCarbon: {which}",
         highlight=False,
     )
     table = Table(title="absolute percentage error, median over a machine's rows", box=SIMPLE)
     bands = Table(title="the same by load, median over machines", box=SIMPLE)
-    table.add_column("each judged by a level that never saw it", no_wrap=True)
+    table.add_column("each judged by numbers that never saw it", no_wrap=True)
     bands.add_column("load", no_wrap=True)
     for heading in columns:
         table.add_column(heading, justify="right")

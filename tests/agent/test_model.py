@@ -1,6 +1,7 @@
 """The load model: what it claims to be off by, what it never says, and how it knows a machine."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ from bench import load_model as judged
 from joulegram.agent.sensors.load import cpuinfo, rating
 from joulegram.agent.sensors.load.cpufreq import REMEMBERED, Pace
 from joulegram.agent.sensors.load.cpuinfo import CpuInfo, key_of
-from joulegram.agent.sensors.load.model import LEVEL, LoadModel, share_of_tdp
+from joulegram.agent.sensors.load.model import (
+    LEVEL,
+    PACE_AT_REST,
+    PACE_PER_LOAD,
+    LoadModel,
+    likely_pace,
+    share_of_tdp,
+)
 from joulegram.agent.sensors.load.rating import DEFAULT_W_PER_CPU, MILAN, Rating, rating_of
 from joulegram.agent.use.procfs import CpuTimes
 from tests.agent.played import Clock
@@ -54,37 +62,39 @@ class TestClaims:
 
     def test_error_is_at_most_half_of_codecarbons_machine_mode_and_below_its_process_mode(self):
         entries = {entry["name"]: entry for entry in judged.run()}
-        assert len(entries) == 3
+        assert len(entries) == 4
         for entry in entries.values():
             assert entry["ratio"] <= entry["limit"]
 
-    def test_the_shipped_level_is_the_fitted_one(self):
+    def test_the_shipped_numbers_are_the_fitted_ones(self):
         machines = judged.rows()
-        assert judged.fitted_level([machines[m] for m in judged.FITTED]) == pytest.approx(
-            LEVEL, abs=0.0005
-        )
+        seen = [machines[m] for m in judged.FITTED]
+        assert judged.fitted_level(seen) == pytest.approx(LEVEL, abs=0.0005)
+        assert judged.fitted_pace(seen) == pytest.approx((PACE_AT_REST, PACE_PER_LOAD), abs=0.005)
 
-    def test_no_machine_is_judged_by_a_level_that_saw_it(self):
-        """Ten times a machine's watts, and what is estimated for it stays the same."""
+    @pytest.mark.parametrize("clock", [True, False])
+    def test_no_machine_is_judged_by_numbers_that_saw_it(self, clock: bool):
+        """Ten times a machine's watts, and what is estimated for it stays the same.
+
+        Without a clock, so it does at any clock that the machine had.
+        """
         machines = judged.rows()
-        before = judged.ours(machines, clock=True)
+        before = judged.ours(machines, clock=clock)
         for name in machines:
             wrong = dict(machines)
             wrong[name] = [
-                judged.Row(
-                    row.cpu, row.packages, row.cpus, row.tdp_w, row.load, row.pace,
-                    10 * row.measured_w, row.recorded_w,
+                replace(
+                    row,
+                    measured_w=10 * row.measured_w,
+                    pace=row.pace if clock else row.load / 3,
                 )
                 for row in machines[name]
-            ]  # fmt: skip
-            estimated = [
-                row.measured_w * (1 - error)
-                for row, error in zip(
-                    wrong[name], judged.ours(wrong, clock=True)[name], strict=True
-                )
             ]
-            for row, error, watts in zip(machines[name], before[name], estimated, strict=True):
-                assert abs(watts - row.measured_w) / row.measured_w == pytest.approx(error)
+            after = judged.ours(wrong, clock=clock)[name]
+            for row, was, error in zip(machines[name], before[name], after, strict=True):
+                # Both are far below ten times the watts.
+                estimated_w = 10 * row.measured_w * (1 - error)
+                assert abs(estimated_w - row.measured_w) / row.measured_w == pytest.approx(was)
 
     def test_the_agent_rates_the_measured_machines_by_their_names_alone(self, tmp_path: Path):
         for n, (name, rows) in enumerate(judged.rows().items()):
@@ -107,6 +117,14 @@ class TestCurve:
     @given(st.floats(allow_nan=False), st.one_of(st.none(), st.floats(allow_nan=False)))
     def test_power_stays_between_idle_and_the_tdp(self, load: float, pace: float | None):
         assert 0 < share_of_tdp(0, 1) <= share_of_tdp(load, pace) <= share_of_tdp(1, 1) <= 1
+
+    @given(LOADS, LOADS)
+    def test_an_unknown_clock_is_one_that_cpus_have_and_rises_with_load(
+        self, one: float, other: float
+    ):
+        low, high = sorted((one, other))
+        assert 0 < likely_pace(low) <= likely_pace(high) <= 1
+        assert share_of_tdp(one, None) == share_of_tdp(one, likely_pace(one))
 
     def test_energy_is_watts_times_time_at_the_load_that_was(self):
         clock = Clock()
@@ -277,7 +295,8 @@ class TestRating:
     def test_the_model_says_what_it_assumed(self, tmp_path: Path):
         sysfs, procfs = machine(tmp_path, XEON, 24, 2)
         assert LoadModel.find(sysfs, procfs, Clock()).basis == (
-            f"TDP 170 W: 2 x {XEON}, data sheet; clock taken as 70% of greatest"
+            f"TDP 170 W: 2 x {XEON}, data sheet; "
+            "clock taken as 71% of the greatest at rest, 95% at full load"
         )
 
 

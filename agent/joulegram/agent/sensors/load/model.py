@@ -2,9 +2,9 @@
 
     watts = TDP x LEVEL x (IDLE + ACTIVE x load ^ LOAD_EXPONENT x pace ^ PACE_EXPONENT)
 
-`load` is the busy share of all logical CPUs, `pace` their mean clock as a share of the greatest.
-docs/load-model.md says where each number comes from and how far off it is. Every number made
-this way says `modelled`.
+`load` is the busy share of all logical CPUs, `pace` their mean clock as a share of the greatest;
+where nobody shows the clock, what is likely at that load. docs/load-model.md says where each
+number comes from and how far off it is. Every number made this way says `modelled`.
 """
 
 import math
@@ -24,11 +24,18 @@ from joulegram.agent.use.procfs import CpuTimes, cpu_times
 IDLE, ACTIVE, LOAD_EXPONENT = 0.12, 0.90, 0.6
 # Power goes with clock x voltage^2, and the mean clock counts sleeping CPUs too: less than 1.
 PACE_EXPONENT = 0.75
-# Base clock / greatest clock of server processors: 0.70 (EPYC 7763, 2.45 of 3.5 GHz; Xeon
-# 8175M, 2.5 of 3.5), 0.65 to 0.83 in makers' data sheets.
-PACE_UNKNOWN = 0.70
-# The only fitted number: the geometric mean over two measured servers (bench/load_model.py).
-LEVEL = 0.716
+# An unknown clock: half of the hosts hold the greatest (governor `performance`), half let the
+# clock follow the load as the two fitted servers do (0.42 at rest, 0.90 at full load). The mean.
+PACE_AT_REST, PACE_PER_LOAD = 0.71, 0.24
+# Fitted to the same two servers, by the error that is reported (bench/load_model.py).
+LEVEL = 0.758
+
+
+def likely_pace(
+    load: float, at_rest: float = PACE_AT_REST, per_load: float = PACE_PER_LOAD
+) -> float:
+    """Mean clock / greatest clock at a load of 0..1, where no clock can be read."""
+    return min(1.0, at_rest + per_load * load)
 
 
 def share_of_tdp(load: float, pace: float | None, level: float = LEVEL) -> float:
@@ -39,7 +46,7 @@ def share_of_tdp(load: float, pace: float | None, level: float = LEVEL) -> float
         pace: mean clock / greatest clock, above 0; None: not known.
     """
     load = min(1.0, max(0.0, load))
-    pace = min(1.0, max(0.0, PACE_UNKNOWN if pace is None else pace))
+    pace = likely_pace(load) if pace is None else min(1.0, max(0.0, pace))
     return level * (IDLE + ACTIVE * math.pow(load, LOAD_EXPONENT) * math.pow(pace, PACE_EXPONENT))
 
 
@@ -79,8 +86,12 @@ class LoadModel:
     def basis(self) -> str:
         """What was assumed, and from where."""
         tdp = f"TDP {self.tdp_w:g} W, configured" if self.tdp_w else self.rating.basis
-        clock = "clock read" if self.pace.cpus else f"clock taken as {PACE_UNKNOWN:.0%} of greatest"
-        return f"{tdp}; {clock}"
+        if self.pace.cpus:
+            return f"{tdp}; clock read"
+        return (
+            f"{tdp}; clock taken as {likely_pace(0):.0%} of the greatest at rest, "
+            f"{likely_pace(1):.0%} at full load"
+        )
 
     def read_uj(self) -> int:
         """Energy since the first reading. Raises: OSError, Torn."""
