@@ -85,7 +85,7 @@ def test_connections_that_ask_nothing_make_room(port):
     threads = threading.active_count()
     idle = [connected(port, b"GET /metrics HTTP/1.1\r\n") for _ in range(CONNECTIONS_MAX + 5)]
     assert get(port).status_code == 200
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # those of earlier tests may end
     assert idle[0].recv(1) == b""  # it was the first to go
     for way in idle:
         way.close()
