@@ -217,24 +217,30 @@ def test_cgroups_made_and_removed_at_speed(tmp_path, site):
     assert spent < 0.5
 
 
-def test_a_service_that_may_make_cgroups_passes_for_nobody_else(tmp_path, site):
-    """Delegate=yes and User=: it runs through the names of jobs and of a pod. (0.02 CPUs)"""
+def metered_beside_delegated(tmp_path, site, code):
+    """Frames, what the agent spent, and the pid of a user's program in a service given to it."""
     folder, make, start = site
-    start(BYSTANDER, make("/system.slice/bystander.service"))
-    make(f"/kubepods/burstable/pod{POD}")
-    start(BYSTANDER, make(f"/kubepods/burstable/pod{POD}/{'e1' * 32}"))
     own = make("/system.slice/own.service")
     for name in ("", "cgroup.procs"):
         os.chown(own / name, 65534, 65534)
     # From within: the way there is for root alone.
-    program = start("os.chdir(sys.argv[1])\n" + NOBODY + IMITATIONS, own)
+    program = start("os.chdir(sys.argv[1])\n" + NOBODY + code, own)
     try:
-        frames, spent = metered(tmp_path, folder)
+        return *metered(tmp_path, folder), program.pid
     finally:
         program.kill()
         program.wait()
         for group in sorted(own.glob("**/"), key=lambda path: -len(path.parts))[:-1]:
             group.rmdir()
+
+
+def test_a_service_that_may_make_cgroups_passes_for_nobody_else(tmp_path, site):
+    """Delegate=yes and User=: it runs through the names of jobs and of a pod. (0.02 CPUs)"""
+    _, make, start = site
+    start(BYSTANDER, make("/system.slice/bystander.service"))
+    make(f"/kubepods/burstable/pod{POD}")
+    start(BYSTANDER, make(f"/kubepods/burstable/pod{POD}/{'e1' * 32}"))
+    frames, spent, _ = metered_beside_delegated(tmp_path, site, IMITATIONS)
     check_bystander(frames)
     names = {(w["kind"], w["id"]) for f in frames for w in f["workloads"]}
     container = ("container", "0f" * 32)  # nobody else has that name: it may be rootless Podman's
@@ -251,23 +257,13 @@ def test_a_service_that_may_make_cgroups_passes_for_nobody_else(tmp_path, site):
 
 def test_a_process_that_moves_and_changes_its_name_at_speed_is_one_process(tmp_path, site):
     """Thousands of times a second. (0.06 CPUs)"""
-    folder, make, start = site
+    _, make, start = site
     start(BYSTANDER, make("/system.slice/bystander.service"))
-    own = make("/system.slice/own.service")
-    for name in ("", "cgroup.procs"):
-        os.chown(own / name, 65534, 65534)
-    program = start("os.chdir(sys.argv[1])\n" + NOBODY + MOVER, own)
-    try:
-        frames, spent = metered(tmp_path, folder)
-    finally:
-        program.kill()
-        program.wait()
-        for group in sorted(own.glob("**/"), key=lambda path: -len(path.parts))[:-1]:
-            group.rmdir()
+    frames, spent, pid = metered_beside_delegated(tmp_path, site, MOVER)
     check_bystander(frames)
     assert used_s(frames, "own.service") > 0.5
     # Each window it has one row, under the name of the last tick.
-    rows = [r for f in frames for r in f["rows"] if r["pid"] == program.pid]
+    rows = [r for f in frames for r in f["rows"] if r["pid"] == pid]
     assert 0 < len(rows) <= len(frames)
     assert len({r["start_ticks"] for r in rows}) == 1
     # What it burned is not counted twice, in its cgroup and for itself.
