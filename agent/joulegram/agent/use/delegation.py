@@ -23,7 +23,7 @@ class Named:
     """What root named of a cgroup's path."""
 
     by_root: str  # the path, or its beginning: down to the first folder given away
-    seen: bool  # every folder of it was there to be looked at
+    seen: bool  # no folder of it was gone; so too where its hierarchy cannot be seen at all
 
 
 class Delegation:
@@ -46,7 +46,7 @@ class Delegation:
     def named(self, path: str, controllers: str = "") -> Named:
         """Of a path in the hierarchy of these controllers, as /proc/<pid>/cgroup has both."""
         root = self._folder(controllers)
-        return self.below(root, path) if root is not None else Named(path, False)
+        return self.below(root, path) if root is not None else Named(path, True)
 
     def below(self, root: str, path: str) -> Named:
         """The same in a hierarchy with this folder."""
