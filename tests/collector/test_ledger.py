@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -114,6 +115,35 @@ def test_the_oldest_server_syncs_nothing_and_nobody_claims_it(ledger: Ledger) ->
     created = one(ledger, "SELECT create_table_query AS q FROM system.tables WHERE name = 'rows' "
                   "AND database = currentDatabase()")  # fmt: skip
     assert ("fsync" in str(created)) == ledger.exclusive
+
+
+def test_many_merged_parts_are_removed_without_a_crowd_of_threads(tmp_path: Path) -> None:
+    """Each would keep its memory for as long as the collector runs."""
+    ledger = ChdbLedger(tmp_path / "ledger")
+
+    def asked(sql: str) -> int:
+        return int(ledger.query(sql).column(0)[0].as_py())
+
+    try:
+        ledger.execute(
+            "CREATE TABLE t (a UInt64) ENGINE = MergeTree ORDER BY a SETTINGS "
+            "old_parts_lifetime = 3, cleanup_delay_period = 1, max_cleanup_delay_period = 1, "
+            "cleanup_delay_period_random_add = 0"
+        )
+        for number in range(200):
+            ledger.insert("t", {"a": np.array([number], np.uint64)})
+        ledger.execute("OPTIMIZE TABLE t FINAL")
+        inactive = "SELECT count() FROM system.parts WHERE table = 't' AND NOT active"
+        threads = "SELECT toUInt64(value) FROM system.metrics WHERE metric = 'GlobalThread'"
+        crowd, before = asked(inactive), asked(threads)
+        deadline_s = time.monotonic() + 60
+        while asked(inactive) and time.monotonic() < deadline_s:
+            time.sleep(0.2)
+        assert asked(inactive) == 0 < 100 < crowd
+        assert asked(threads) < before + 20
+        assert asked("SELECT sum(a) FROM t") == sum(range(200))
+    finally:
+        ledger.close()
 
 
 def test_literals_come_back_as_they_were(ledger: Ledger) -> None:

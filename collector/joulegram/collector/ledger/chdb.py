@@ -18,6 +18,9 @@ import pyarrow as pa
 from joulegram.collector.errors import CollectorError, LedgerInUse, LedgerUnusable
 from joulegram.collector.ledger.ledger import Value
 
+# What can only be said at the start.
+CONFIG = Path(__file__).with_name("chdb.xml")
+
 # One insert must land as one part, whole or not at all: one thread writes it, as one block.
 # We dedupe before inserting and when reading, so the server need not (it costs 40 %).
 WRITE_SETTINGS: Mapping[str, Value] = {
@@ -133,7 +136,8 @@ class ChdbLedger:
         # collector first moves into its own.
         from chdb import session as chdb_session
 
-        session: Any = chdb_session.Session(str(self._directory / "chdb"))  # type: ignore[no-untyped-call]
+        where = f"{self._directory / 'chdb'}?config-file={CONFIG}"
+        session: Any = chdb_session.Session(where)  # type: ignore[no-untyped-call]
         self._sessions.append(session)
         for key, value in settings.items():
             session.query(f"SET {key} = {value}")
