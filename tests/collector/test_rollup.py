@@ -1,6 +1,7 @@
 """Slots hold what the rows hold, after anything."""
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ import pytest
 
 from joulegram.collector import columns
 from joulegram.collector.ledger.ledger import Ledger
-from joulegram.collector.rollup import QUIET_S, SHARED_EVERY_S, SLOT_S, Rollup
+from joulegram.collector.rollup import MAX_SLOTS, QUIET_S, SHARED_EVERY_S, SLOT_S, Rollup
 from joulegram.collector.writer import Writer
 from joulegram.v1.telemetry_pb2 import Frame
 from tests.collector.ledgers import ledger
@@ -199,6 +200,31 @@ def test_a_failed_roll_up_is_tried_again(ledger: Ledger) -> None:
     broken.failing = False
     assert rollup.refresh(*EVER) == 1
     assert slots(ledger) == expected([frame(1)])
+
+
+def test_a_batch_is_of_nodes_that_lie_next_to_each_other(ledger: Ledger) -> None:
+    """Whatever the order they came in: else each batch would read all that there is."""
+    written: list[list[str]] = []
+
+    class Watched:
+        cluster = ""
+
+        def insert(self, table: str, columns: Mapping[str, Any]) -> None:
+            written.append(columns["node"].to_pylist())
+            ledger.insert(table, columns)
+
+        def query(self, sql: str) -> object:
+            return ledger.query(sql)
+
+    rollup = Rollup(Watched())  # type: ignore[arg-type]
+    frames = [frame(1, node=f"n{number:04}") for number in range(MAX_SLOTS + 90)]
+    random.Random(5).shuffle(frames)
+    keep(ledger, frames, rollup)
+    assert rollup.refresh(*EVER) == len(frames)
+    assert len(written) > 1
+    written.sort()
+    for batch, following in itertools.pairwise(written):
+        assert max(batch) < min(following)
 
 
 class Meanwhile:

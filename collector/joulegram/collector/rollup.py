@@ -14,6 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
@@ -151,19 +152,26 @@ class Rollup:
     async def run(self, every_s: float = 2.0) -> None:
         """Catch up every `every_s`, until cancelled."""
         failing = False
-        while True:
-            try:
-                if not self._ledger.exclusive:
-                    await asyncio.to_thread(self.look_at_others)
-                if self._touched or self._uncompared:
-                    await asyncio.to_thread(self.catch_up, REST)
-                failing = False
-            except Exception as exc:
-                counters.ROLLUP_FAILED.inc()
-                if not failing:
-                    log.warning("rolling up failed, trying again every %g s: %s", every_s, exc)
-                failing = True
-            await asyncio.sleep(every_s)
+        loop = asyncio.get_running_loop()
+        # One thread, so that the queries keep their session and its memory.
+        thread = ThreadPoolExecutor(1, "rollup")
+        try:
+            while True:
+                try:
+                    if not self._ledger.exclusive:
+                        await loop.run_in_executor(thread, self.look_at_others)
+                    if self._touched or self._uncompared:
+                        await loop.run_in_executor(thread, self.catch_up, REST)
+                    failing = False
+                except Exception as exc:
+                    counters.ROLLUP_FAILED.inc()
+                    if not failing:
+                        log.warning("rolling up failed, trying again every %g s: %s", every_s, exc)
+                    failing = True
+                await asyncio.sleep(every_s)
+        finally:
+            # Not waited for: agents' last frames come first.
+            thread.shutdown(wait=False, cancel_futures=True)
 
     def look_at_others(self, every_s: float = SHARED_EVERY_S) -> None:
         """Note days to which somebody has written since the last look, at most so often."""
@@ -536,7 +544,8 @@ def _batches(keys: Iterable[SlotKey]) -> Iterator[list[SlotKey]]:
     for key in keys:
         by_day.setdefault(key[1] // DAY_S, []).append(key)
     for day in sorted(by_day, reverse=True):
-        of_day = by_day[day]
+        # Neighbours lie next to each other in `rows`: a batch reads its own and little else.
+        of_day = sorted(by_day[day])
         for first in range(0, len(of_day), MAX_SLOTS):
             yield of_day[first : first + MAX_SLOTS]
 
