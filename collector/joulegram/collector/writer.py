@@ -32,7 +32,8 @@ INSERT_MAX_BYTES = 128 * 2**20
 ROW_BYTES = 150  # of the fixed columns of `rows`
 
 LOOKUP_MAX_FRAMES = 2_000
-RECENT_MAX_FRAMES = 100_000
+RECENT_MAX_FRAMES = 20_000
+IN_DOUBT_MAX_FRAMES = 100_000
 KNOWN_MAX_WORKLOADS = 100_000
 # Days of agents whose stored seqs are known, and runs of seqs of each.
 WHOLE_MAX_DAYS = 100_000
@@ -338,7 +339,7 @@ class Store:
     def _doubt(self, frames: Iterable[Checked]) -> None:
         for checked in frames:
             self._in_doubt[checked.identity] = None
-        while len(self._in_doubt) > RECENT_MAX_FRAMES:
+        while len(self._in_doubt) > IN_DOUBT_MAX_FRAMES:
             self._in_doubt.popitem(last=False)
 
     def _remember(self, checked: Checked, content_hash: int) -> None:
