@@ -10,6 +10,7 @@ from pathlib import Path
 import uvloop
 
 from joulegram.collector.addresses import Address
+from joulegram.collector.arenas import few_arenas
 from joulegram.collector.config import CollectorConfig, GridConfig, TeamsConfig
 from joulegram.collector.errors import LedgerFailed
 from joulegram.collector.kafka.config import KafkaConfig, check_retention
@@ -48,6 +49,7 @@ def run(
 
     Raises: CollectorError for a setting that cannot hold, a ledger in use, a port taken.
     """
+    few_arenas()
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
