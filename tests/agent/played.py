@@ -1,10 +1,12 @@
 """A machine made of files, played in virtual time: sysfs, procfs and cgroupfs under one folder."""
 
 import contextlib
+import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from joulegram.agent import machine
 from joulegram.agent.config import AgentConfig
@@ -27,12 +29,21 @@ class Clock:
     late_ms: int = 2
     wall: int = START_NS
     mono: int = 77_000_000_000
+    suspended: int = 0
 
     def wall_ns(self) -> int:
         return self.wall
 
     def mono_ns(self) -> int:
         return self.mono
+
+    def asleep_ns(self) -> int:
+        return self.suspended
+
+    def suspend(self, for_s: float) -> None:
+        """The wall clock goes on, the monotonic one does not."""
+        self.wall += round(for_s * 1e9)
+        self.suspended += round(for_s * 1e9)
 
     def wait(self, stop: threading.Event, for_s: float) -> bool:
         elapsed_ns = round(for_s * 1e9) + self.late_ms * MS
@@ -258,13 +269,23 @@ class Machine:
         frames: int,
         events: dict[float, Callable[[], object]] | None = None,
         clock: Clock | None = None,
+        **more: Any,
+    ) -> list[Frame]:
+        """So many frames of the shipped meter on this machine, as `frames` yields them."""
+        with contextlib.closing(self.frames(events, clock, **more)) as coming:
+            return list(itertools.islice(coming, frames))
+
+    def frames(
+        self,
+        events: dict[float, Callable[[], object]] | None = None,
+        clock: Clock | None = None,
         sensors: Sequence[AnySensor] = (),
         more_sensors: bool = False,
         floors: Floors | None = None,
         owners: Owners | None = None,
         **config: object,
-    ) -> list[Frame]:
-        """Frames of the shipped meter on this machine.
+    ) -> Generator[Frame, None, None]:
+        """Frames of the shipped meter on this machine, each when it is ready.
 
         Args:
             events: what happens at which second after the first window began.
@@ -291,16 +312,11 @@ class Machine:
         if sensors:
             others = machine.Machine(settings, clock).sensors() if more_sensors else []
             find = lambda: [*sensors, *others]  # noqa: E731
-        found = []
         meter = Meter(
             settings, clock, find=find, floors=floors, owners=owners, kernels=self.kernels
         )
         with contextlib.closing(meter):
-            for frame in meter.frames(threading.Event()):
-                found.append(frame)
-                if len(found) == frames:
-                    break
-        return found
+            yield from meter.frames(threading.Event())
 
 
 def rows(frame: Frame) -> list[dict[str, int | str]]:

@@ -14,6 +14,9 @@ class Clock(Protocol):
     def mono_ns(self) -> int:
         """Monotonic, ns; stands still during suspend."""
 
+    def asleep_ns(self) -> int:
+        """How long the machine was suspended since it booted, ns."""
+
     def wait(self, stop: threading.Event, for_s: float) -> bool:
         """Sleep; returns early, and True, when `stop` is set."""
 
@@ -23,6 +26,9 @@ class SystemClock:
 
     wall_ns = staticmethod(time.time_ns)
     mono_ns = staticmethod(time.monotonic_ns)
+
+    def asleep_ns(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
 
     def wait(self, stop: threading.Event, for_s: float) -> bool:
         return stop.wait(for_s)

@@ -22,6 +22,9 @@ GAP_SLACK_S = 1.0
 # the last tick. Its power is judged over the time since its last step, but for so long only.
 STEP_MEMORY_S = 2.0
 
+# Two clocks are read one after the other: what they differ by for less is no suspend.
+SUSPEND_NS = 200_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -31,6 +34,7 @@ class Interval:
     end_ns: int
     energy_uj: int
     bridged: bool  # readings are missing in between; the energy is measured, its shape is not
+    asleep_uj: int = 0  # of the energy, what is taken to have been drawn while suspended
 
 
 def cut(amount: int, start_ns: int, end_ns: int, edges_ns: Sequence[int]) -> list[int]:
@@ -64,35 +68,45 @@ class Counter:
     last_ns: int | None = None
     _value_uj: int = field(default=0, init=False)
     _moved_ns: int = field(default=0, init=False)
+    _asleep_ns: int = field(default=0, init=False)
     _failed: bool = field(default=False, init=False)
 
     def failed(self) -> None:
         """Note a reading that did not come; the next good one bridges it."""
         self._failed = True
 
-    def read(self, now_ns: int, value_uj: int) -> Interval | None:
+    def read(self, now_ns: int, value_uj: int, asleep_ns: int = 0) -> Interval | None:
         """Take a good reading.
 
+        The monotonic clock stands still while the machine is suspended, and some counters do
+        not. Such time is a gap, and gets its part of the energy by its length.
+
+        Args:
+            asleep_ns: how long the machine was suspended so far.
         Returns: the interval it ends, or None for the first reading and after a reset, when
         nothing is known of the time since the last one.
         """
         before_ns, before_uj = self.last_ns, self._value_uj
         bridged, self._failed = self._failed, False
         moved_ns = self._moved_ns
-        self.last_ns, self._value_uj = now_ns, value_uj
+        slept_ns = asleep_ns - self._asleep_ns
+        slept_ns = slept_ns if slept_ns >= SUSPEND_NS else 0
+        self.last_ns, self._value_uj, self._asleep_ns = now_ns, value_uj, asleep_ns
         if before_ns is None or value_uj != before_uj:
             self._moved_ns = now_ns
         if before_ns is None or now_ns <= before_ns:
             return None
-        elapsed_s = (now_ns - before_ns) / NS_PER_S
-        bridged = bridged or elapsed_s > self.tick_s + GAP_SLACK_S
-        stood_s = min((now_ns - moved_ns) / NS_PER_S, max(elapsed_s, STEP_MEMORY_S))
+        elapsed_ns = now_ns - before_ns + slept_ns
+        elapsed_s = elapsed_ns / NS_PER_S
+        bridged = bridged or slept_ns > 0 or elapsed_s > self.tick_s + GAP_SLACK_S
+        stood_s = min((now_ns - moved_ns + slept_ns) / NS_PER_S, max(elapsed_s, STEP_MEMORY_S))
         energy_uj = self._difference_uj(before_uj, value_uj, stood_s)
         if energy_uj is None:
             return None
         if bridged and self._may_have_wrapped(elapsed_s):
             return None
-        return Interval(before_ns, now_ns, energy_uj, bridged)
+        asleep_uj = energy_uj * slept_ns // elapsed_ns
+        return Interval(before_ns, now_ns, energy_uj, bridged, asleep_uj)
 
     def _difference_uj(self, before_uj: int, after_uj: int, over_s: float) -> int | None:
         """None: a reset, whose energy nobody knows."""

@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 # How long a frame waits for a counter that stopped answering.
 LATE_NS = 30_000_000_000
-
+# Windows that begin so long after its last answer do not wait: a counter that is gone shall not
+# keep all other numbers late for good.
+GONE_NS = 300_000_000_000
 
 # A bridge may reach a little into the next window: a tick reads just after a window's end.
 BRIDGED_SHARE = 0.02
@@ -36,7 +38,7 @@ class MeteredDevice:
     sensor: AnySensor
     history: Counter | Integral
     floor_uw: int | None  # configured or the sensor's own; None: to be learnt
-    given_up: bool = False  # it did not answer for LATE_NS; frames wait for it no more
+    silent: bool = False  # it did not answer for LATE_NS
     failures: int = 0
     error: str = ""
     doubted: bool = False  # it failed since sensors were last looked for
@@ -56,16 +58,34 @@ class MeteredDevice:
         self.doubted = bool(self.error)
         return moved
 
-    def waits_for(self, window: Window) -> bool:
+    def owes(self, window: Window, now_ns: int) -> bool:
+        """Whether it has yet to say what it counted in the window, and may still do so in time."""
         read_ns = self.history.last_ns
-        return read_ns is not None and not self.given_up and read_ns < window.end_ns
+        if read_ns is None or read_ns >= window.end_ns:
+            return False
+        return now_ns - window.end_ns <= LATE_NS and window.begin_ns - read_ns <= GONE_NS
+
+    def heard(self, now_ns: int) -> None:
+        """Say it once when frames go without it, and when it is back."""
+        read_ns, name = self.history.last_ns, self.sensor.device
+        silent = read_ns is not None and now_ns - read_ns > LATE_NS
+        if silent and not self.silent:
+            log.warning(
+                "%s has not answered for %d s; frames go without it: %s",
+                name,
+                LATE_NS // 1_000_000_000,
+                self.error,
+            )
+        elif self.silent and not silent:
+            log.warning("%s answers again", name)
+        self.silent = silent
 
     def read(self, clock: Clock) -> Interval | None:
         """Raises: SensorDenied, SensorFailed, OSError, Torn."""
         if isinstance(self.history, Integral):
             return self.history.take(clock.mono_ns(), cast(PowerSensor, self.sensor).sample())
         value_uj = cast(Sensor, self.sensor).read_uj()
-        return self.history.read(clock.mono_ns(), value_uj)
+        return self.history.read(clock.mono_ns(), value_uj, clock.asleep_ns())
 
 
 def files(sensor: AnySensor) -> tuple[Path, ...]:
@@ -126,24 +146,11 @@ class Devices:
         """Read every counter once."""
         for device in self.metered.values():
             self._read(device, timeline)
+            device.heard(self.clock.mono_ns())
 
-    def give_up_late(self, window: Window, now_ns: int) -> None:
-        """Stop waiting for counters that have kept a window for too long."""
-        if now_ns - window.end_ns <= LATE_NS:
-            return
-        for device in self.metered.values():
-            if device.waits_for(window):
-                device.given_up = True
-                log.warning(
-                    "%s has not answered for %d s; frames go without it: %s",
-                    device.sensor.device,
-                    LATE_NS // 1_000_000_000,
-                    device.error,
-                )
-
-    def wait_for(self, window: Window) -> bool:
+    def wait_for(self, window: Window, now_ns: int) -> bool:
         """Whether some counter has yet to say what it counted in the window."""
-        return any(device.waits_for(window) for device in self.metered.values())
+        return any(device.owes(window, now_ns) for device in self.metered.values())
 
     def of(self, window: Window) -> list[Metered]:
         """What was metered in a window, in a fixed order."""
@@ -195,17 +202,20 @@ class Devices:
                 device.error = str(exc)
                 log.warning("%s: %s", device.sensor.device, exc)
             return
-        if device.given_up:
-            device.given_up = False
-            log.warning("%s answers again", device.sensor.device)
         device.error = ""
         if interval is None:
             return
-        for window, energy_uj, inside_ns in timeline.spread(
-            interval.energy_uj, interval.start_ns, interval.end_ns
-        ):
-            gathered = window.energy.setdefault(device.sensor.device, DeviceEnergy())
+        name, start_ns = device.sensor.device, interval.start_ns
+        awake_uj = interval.energy_uj - interval.asleep_uj
+        for window, energy_uj, inside_ns in timeline.spread(awake_uj, start_ns, interval.end_ns):
+            gathered = window.energy.setdefault(name, DeviceEnergy())
             gathered.energy_uj += energy_uj
             gathered.covered_ns += inside_ns
             gathered.bridged_ns += inside_ns if interval.bridged else 0
             gathered.late |= inside_ns == 0
+        # No window holds the time of a suspend: its energy comes with the one that it closed.
+        if interval.asleep_uj:
+            for window, energy_uj, _ in timeline.spread(interval.asleep_uj, start_ns, start_ns + 1):
+                gathered = window.energy.setdefault(name, DeviceEnergy())
+                gathered.energy_uj += energy_uj
+                gathered.late = True

@@ -140,8 +140,7 @@ class Meter:
         """Frames of the windows that have ended and wait for no counter."""
         while len(timeline.open) > 1:
             window = timeline.open[0]
-            self.devices.give_up_late(window, now_ns)
-            if self.devices.wait_for(window):
+            if self.devices.wait_for(window, now_ns):
                 return
             del timeline.open[0]
             yield from self._sound(window)
