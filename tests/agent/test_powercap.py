@@ -49,6 +49,16 @@ def test_an_mmio_zone_without_a_twin_counts(tmp_path):
     assert [z.device for z in RaplZone.find(tmp_path)] == ["cpu0"]
 
 
+def test_of_a_zone_and_its_twin_one_that_answers_counts(tmp_path):
+    """Never both, and the first where neither says anything."""
+    first = zone(tmp_path, "intel-rapl:0", "package-0", energy="")
+    twin = zone(tmp_path, "intel-rapl-mmio:0", "package-0")
+    for energies, counts in ((("", "5\n"), twin), (("5\n", "5\n"), first), (("", ""), first)):
+        (first / "energy_uj").write_text(energies[0])
+        (twin / "energy_uj").write_text(energies[1])
+        assert [(z.device, z.path) for z in RaplZone.find(tmp_path)] == [("cpu0", counts)]
+
+
 def test_a_second_psys_counts_the_same_platform_again(tmp_path):
     for n, name in enumerate(("package-0", "psys", "package-1", "psys")):
         zone(tmp_path, f"intel-rapl:{n}", name)

@@ -35,8 +35,9 @@ class RaplZone:
     def find(cls, sysfs: Path) -> list[Self]:
         """Every zone of this machine that is counted once. None is an answer, not an error.
 
-        The package's cores and graphics lie inside the package; a memory-mapped (mmio) twin
-        of a package counts the same energy again, and so does a second psys. They are left out.
+        The package's cores and graphics lie inside the package. A memory-mapped (mmio) twin
+        of a package counts the same energy again, and so does a second psys: they are left out,
+        unless they answer and the first does not.
         """
         folders = _folders(sysfs)
         names = {zone: _name(path) for zone, path in folders.items()}
@@ -44,17 +45,20 @@ class RaplZone:
         # mmio zones sort last, so that a twin finds its original already there.
         for zone in sorted(folders, key=lambda z: ("-mmio" in z, _numbers(z))):
             device, component = _identify(zone, names)
-            again = device in found and ("-mmio" in zone or component == "other")
-            if not component or again:
+            if not component:
                 continue
-            device = _unused(device, found)
-            found[device] = cls(
+            again = device in found and ("-mmio" in zone or component == "other")
+            if not again:
+                device = _unused(device, found)
+            one = cls(
                 folders[zone],
                 device,
                 component,
                 range_uj=_count(folders[zone] / "max_energy_range_uj"),
                 max_power_w=_max_power_w(folders[zone]),
             )
+            if not again or (not found[device]._answers() and one._answers()):
+                found[device] = one
         return list(found.values())
 
     def read_uj(self) -> int:
@@ -69,6 +73,13 @@ class RaplZone:
             ) from exc
         except (OSError, Torn) as exc:
             raise SensorFailed(f"cannot read {path}: {exc}") from exc
+
+    def _answers(self) -> bool:
+        try:
+            self.read_uj()
+        except (SensorDenied, SensorFailed):
+            return False
+        return True
 
 
 def _folders(sysfs: Path) -> dict[str, Path]:
