@@ -53,3 +53,32 @@ def test_a_failed_reading_or_a_stalled_reader_is_a_gap():
     assert integral.take(2 * S, Sample(1_000_000, 2 * S)) is None
     assert integral.take(3 * S, Sample(1_000_000, 3 * S)) is not None
     assert integral.take(9 * S, Sample(1_000_000, 9 * S)) is None
+
+
+def test_the_same_sample_after_a_failure_begins_nothing():
+    """A counter that has not moved, asked again after an outage: its old value is no new one."""
+    integral = Integral(0.0, 1.0)
+    integral.take(0, Sample(1_000_000, 0))
+    integral.failed()
+    assert integral.take(1 * S, Sample(1_000_000, 0)) is None
+    assert integral.take(2 * S, Sample(1_000_000, 2 * S)) is None
+    assert integral.take(3 * S, Sample(1_000_000, 3 * S)) is not None
+
+
+def test_the_growth_of_a_counter_is_itself_and_bridges_a_failure():
+    integral = Integral(0.0, 1.0)
+    integral.take(5 * S, Sample(620_000_000, 5 * S, since_ns=0))
+    after = integral.take(6 * S, Sample(800_000_000, 6 * S, since_ns=5 * S))
+    assert after is not None and (after.energy_uj, after.bridged) == (800_000_000, False)
+    integral.failed()
+    after = integral.take(16 * S, Sample(380_000_000, 16 * S, since_ns=6 * S))
+    assert after is not None and (after.energy_uj, after.bridged) == (3_800_000_000, True)
+    integral.failed()
+    assert integral.take(20 * S, Sample(1, 20 * S, since_ns=19 * S)) is None
+
+
+def test_the_growth_of_a_counter_that_was_read_less_often_counts_for_its_own_time():
+    integral = Integral(0.0, 10.0)
+    integral.take(0, Sample(100_000_000, 0, since_ns=-5 * S))
+    after = integral.take(10 * S, Sample(300_000_000, 10 * S, since_ns=5 * S))
+    assert after is not None and after.energy_uj == (5 * 300 + 5 * 200) * 1_000_000

@@ -12,7 +12,8 @@ class Integral:
 
     Between two samples the trapezoid; where a sample is itself the mean over the time just
     before it, that mean for so long, and the trapezoid for the rest. Time in which a reading
-    failed, or none was tried, is a gap: power is never bridged.
+    failed, or none was tried, is a gap: power is never bridged. A sample that is a counter's
+    difference since the last good one is energy, and bridges it.
 
     Args:
         averaged_s: each sample is the mean over so long before it; 0: power at one moment.
@@ -23,12 +24,13 @@ class Integral:
     tick_s: float
     last_ns: int | None = None  # of the newest sample
     _before: Sample | None = field(default=None, init=False)
+    _failed: bool = field(default=False, init=False)  # since `_before`
     _tried_ns: int = field(default=0, init=False)
     _rest: int = field(default=0, init=False)  # below a microjoule, carried on; in uW ns / 2
 
     def failed(self) -> None:
         """Note a reading that did not come: nothing is known until two good ones."""
-        self._before = None
+        self._failed = True
 
     def take(self, now_ns: int, sample: Sample) -> Interval | None:
         """Take a good reading, made at `now_ns`; the same sample again says nothing new.
@@ -36,18 +38,23 @@ class Integral:
         Returns: the interval since the sample before, or None where there is none.
         """
         slack_ns = round((self.tick_s + GAP_SLACK_S) * NS_PER_S)
-        if self._before is not None and now_ns - self._tried_ns > slack_ns:
-            self._before = None  # nobody looked for a while
+        if now_ns - self._tried_ns > slack_ns:
+            self._failed = True  # nobody looked for a while
         self._tried_ns = now_ns
         before = self._before
         if before is not None and sample.at_ns <= before.at_ns:
             return None
+        failed, self._failed = self._failed, False
         self.last_ns, self._before = sample.at_ns, sample
         if before is None:
             return None
+        since_ns = sample.since_ns
+        if failed and (since_ns is None or since_ns > before.at_ns):
+            return None
         elapsed_ns = sample.at_ns - before.at_ns
-        mean_ns = min(elapsed_ns, round(self.averaged_s * NS_PER_S))
+        averaged_ns = round(self.averaged_s * NS_PER_S)
+        mean_ns = min(elapsed_ns, averaged_ns if since_ns is None else sample.at_ns - since_ns)
         twice = 2 * sample.power_uw * mean_ns
         twice += (before.power_uw + sample.power_uw) * (elapsed_ns - mean_ns)
         energy_uj, self._rest = divmod(twice + self._rest, 2 * NS_PER_S)
-        return Interval(before.at_ns, sample.at_ns, energy_uj, bridged=False)
+        return Interval(before.at_ns, sample.at_ns, energy_uj, bridged=failed)

@@ -35,6 +35,7 @@ class Sample:
 
     power_uw: int
     at_ns: int  # monotonic, on the agent's Clock
+    since_ns: int | None = None  # it is the growth of an energy counter since then
 
 
 class PowerSensor(Metering, Protocol):
