@@ -139,7 +139,7 @@ async def test_reading_stops_while_too_much_waits() -> None:
     """Back-pressure: what the ledger did not take stays with the agent."""
     gate = Gate()
     size = frame(1, rows=50).ByteSize()
-    async with served(gate, stream_max_bytes=4 * size) as collector:
+    async with served(gate, peer_max_bytes=4 * size) as collector:
         stream = collector.stream()
 
         async def feed() -> None:

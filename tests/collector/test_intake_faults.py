@@ -12,6 +12,7 @@ import pytest
 from joulegram.agent.uplink.comeback import after_error
 from joulegram.collector import counters
 from joulegram.collector.checked import Checked
+from joulegram.collector.intake import MESSAGE_MAX_BYTES
 from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.retry import Retry
 from joulegram.collector.stages import Busy, Refused, Stage
@@ -60,7 +61,7 @@ async def test_an_agent_that_ends_its_stream_is_not_told_of_its_age() -> None:
         assert await stream.code() == grpc.StatusCode.OK
 
 
-@pytest.mark.parametrize("budget", ["stream_max_bytes", "total_max_bytes"])
+@pytest.mark.parametrize("budget", ["peer_max_bytes", "total_max_bytes"])
 async def test_who_finds_no_room_is_sent_away_for_a_while_and_loses_nothing(budget: str) -> None:
     before = in_flight()
     gate = Gate()
@@ -80,6 +81,86 @@ async def test_who_finds_no_room_is_sent_away_for_a_while_and_loses_nothing(budg
         assert sorted(seqs(await acks(again))) == [1, 2]
         assert {f.seq for f in gate.kept} == {1, 2}
         await until(lambda: in_flight() == before)
+
+
+@pytest.mark.parametrize("nodes", [1, 30])
+async def test_streams_that_were_idle_pass_no_bound_by_much(nodes: int) -> None:
+    """Each has a read under way that nothing stops; beyond the bounds its frame is not kept."""
+    before = in_flight()
+    gate = Gate()
+    large = [frame(seq, node=f"n{seq % nodes}", rows=40_000) for seq in range(21, 51)]
+    size = large[0].ByteSize()
+    bound = 2**20 + MESSAGE_MAX_BYTES if nodes == 1 else 16 * size
+    options = {"peer_max_bytes": 2**20, "total_max_bytes": bound // 2 if nodes > 1 else 2**30}
+    async with served(gate, **options, retry_after_s=7.0) as collector:
+        streams = [collector.stream() for _ in large]
+        await asyncio.gather(*(stream.wait_for_connection() for stream in streams))
+        await asyncio.sleep(0.2)
+        for stream, one in zip(streams, large, strict=True):
+            await stream.write(one)
+        codes = await asyncio.gather(*map(ended, streams))
+        assert set(codes) == {None, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        sent_away = {stream for stream, code in zip(streams, codes, strict=True) if code}
+        assert bound - 2 * size < in_flight() - before <= bound
+        assert len(sent_away) >= len(large) - bound // size - 1
+        for stream in sent_away:
+            assert dict(await stream.trailing_metadata())["retry-after-ms"] == "7000"
+        gate.open.set()
+        for stream in streams:
+            if stream not in sent_away:
+                await stream.done_writing()
+                assert len(seqs(await acks(stream))) == 1
+        await until(lambda: in_flight() == before)
+    assert len(gate.kept) == len(large) - len(sent_away)
+
+
+async def ended(stream: Any) -> grpc.StatusCode | None:
+    """How a stream ended; None: it goes on."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2.0):
+            code: grpc.StatusCode = await asyncio.shield(asyncio.ensure_future(stream.code()))
+            return code
+    return None
+
+
+async def test_streams_of_a_node_share_its_budget_and_others_have_theirs() -> None:
+    gate = Gate()
+    size = frame(1, rows=50).ByteSize()
+    async with served(gate, peer_max_bytes=2 * size) as collector:
+        streams = [collector.stream() for _ in range(4)]
+        for seq in range(21, 33):
+            await streams[seq % 4].write(frame(seq, rows=50))
+        await until(lambda: len(gate.offered) >= 2)
+        await asyncio.sleep(0.2)
+        # Each stream had a read under way before the budget was used up.
+        assert len(gate.offered) <= 2 + len(streams)
+        other = collector.stream()
+        await other.write(frame(1, node="n2", rows=50))
+        await until(lambda: any(f.node == "n2" for f in gate.offered))
+        gate.open.set()
+        for stream in streams:
+            await stream.done_writing()
+        said = [await acks(stream) for stream in streams]
+        assert sorted(seq for one in said for seq in seqs(one)) == [*range(21, 33)]
+
+
+async def test_a_drain_that_waits_in_vain_tells_each_agent_when_to_come_back() -> None:
+    gate = Gate()
+    async with served(gate) as collector:
+        streams = [collector.stream() for _ in range(20)]
+        for number, stream in enumerate(streams):
+            await stream.write(frame(1, node=f"n{number}"))
+        await until(lambda: len(gate.offered) == len(streams))
+        collector.intake.drain()
+        await asyncio.sleep(0.1)
+        assert not any(stream.done() for stream in streams)
+        collector.intake.send_away()
+        after_ms = []
+        for stream in streams:
+            assert await stream.code() is grpc.StatusCode.UNAVAILABLE
+            after_ms.append(int(dict(await stream.trailing_metadata())["retry-after-ms"]))
+        assert 0 <= min(after_ms) < 15_000 < max(after_ms) <= 30_000
+        gate.open.set()
 
 
 class Odd:
@@ -235,7 +316,7 @@ async def test_through_all_of_it_each_sound_frame_is_durable_once(
         agents[node] = Agent(made, rng)
     size = max(one.ByteSize() for one in sound)
     options: dict[str, Any] = {
-        "stream_max_bytes": 3 * size,
+        "peer_max_bytes": 3 * size,
         "total_max_bytes": 8 * size,
         "patience_s": 0.02,
         "age_s": 0.1,

@@ -2,18 +2,20 @@
 
 What arrives within a moment on all streams is validated together, handed to the stage together,
 and acknowledged when the stage says it is durable: one Ack per stream and commit. Reading stops
-while `stream_max_bytes` of a stream (or `total_max_bytes` of all) wait for that, and so the agent
+while `peer_max_bytes` of a peer (or `total_max_bytes` of all) wait for that, and so the agent
 keeps the rest in its spool; a stream that finds no room for `patience_s` is sent away for a while.
+Streams that were idle until then have a read under way each, which nothing stops: such frames are
+taken until the bounds are passed by as much again, and beyond it their streams are sent away.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 MESSAGE_MAX_BYTES = 16 * 2**20  # 100,000 rows are about 8 MB
 STREAMS_MAX = 20_000
+BACK_WITHIN_S = 30.0  # of a drain
 # In gRPC's own words, which agents know: nothing is wrong, and they come back at once. A stream
 # that ends well says that the collector drains, which agents give time to start again.
 AGED = "max connection age: open the next stream at once"
@@ -49,14 +52,17 @@ SERVER_OPTIONS = (
 )
 
 
+# A credential and a node's name: their streams share a budget.
+Who: TypeAlias = tuple[str, str]
+
+
 @dataclass(slots=True)
 class _Stream:
     """What one agent's stream waits for."""
 
     peer: Peer
     node: str = ""  # of its first frame; the stream speaks for nobody else
-    in_flight_bytes: int = 0  # read and not yet durable
-    in_flight_frames: int = 0
+    in_flight_frames: int = 0  # read and not yet durable
     durable: list[tuple[int, int]] = field(default_factory=list)  # (epoch, seq), not yet acked
     refused: list[Refusal] = field(default_factory=list)
     told: set[str] = field(default_factory=set)  # reasons of refusal that the log has
@@ -79,6 +85,10 @@ class _Stream:
         self.end()
 
     @property
+    def who(self) -> Who:
+        return self.peer.credential, self.node
+
+    @property
     def unsaid(self) -> int:
         return len(self.durable) + len(self.refused)
 
@@ -98,6 +108,7 @@ class _Arrived:
     stream: _Stream
     frame: PackedFrame
     packed: bytes
+    who: Who = "", ""
 
 
 class Intake(TelemetryServiceServicer):
@@ -110,7 +121,7 @@ class Intake(TelemetryServiceServicer):
         raw_days: float,
         peers: Peers | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-        stream_max_bytes: int = 2 * 2**20,
+        peer_max_bytes: int = 2 * 2**20,
         total_max_bytes: int = 128 * 2**20,
         unsaid_max: int = 10_000,
         linger_s: float = 0.02,
@@ -129,7 +140,7 @@ class Intake(TelemetryServiceServicer):
         self._peers = peers or Peers()
         self._raw_days = raw_days
         self._now_ms = now_ms
-        self._stream_max_bytes = stream_max_bytes
+        self._peer_max_bytes = peer_max_bytes
         self._total_max_bytes = total_max_bytes
         self._unsaid_max = unsaid_max  # answers owed to an agent that does not read them
         self._linger_s = linger_s
@@ -138,6 +149,7 @@ class Intake(TelemetryServiceServicer):
         self._age_s = age_s
         self._burst: list[_Arrived] = []
         self._in_flight_bytes = 0
+        self._of_peer: Counter[Who] = Counter()  # the same bytes
         self._freed = asyncio.Condition()
         self._open: dict[int, _Stream] = {}
         self._sends: set[asyncio.Task[None]] = set()
@@ -174,6 +186,12 @@ class Intake(TelemetryServiceServicer):
         for stream in self._open.values():
             stream.end()
 
+    def send_away(self) -> None:
+        """Wait no longer for what is not durable: its agents offer it again, elsewhere or later."""
+        for stream in self._open.values():
+            stream.busy = True
+            stream.changed.set()
+
     async def _read(self, context: Any, stream: _Stream) -> None:
         try:
             while True:
@@ -184,8 +202,9 @@ class Intake(TelemetryServiceServicer):
                 if isinstance(one, Unreadable):
                     stream.peer.took_frame("")
                     self._refuse_unreadable(stream, one)
-                else:
-                    self._take(_Arrived(stream, *one))
+                elif not self._take(_Arrived(stream, *one)):
+                    stream.crowded = True
+                    return
         except TimeoutError:
             stream.crowded = True
         finally:
@@ -195,7 +214,7 @@ class Intake(TelemetryServiceServicer):
         def room() -> bool:
             return (
                 stream.unsaid < self._unsaid_max
-                and stream.in_flight_bytes < self._stream_max_bytes
+                and self._of_peer[stream.who] < self._peer_max_bytes
                 and self._in_flight_bytes < self._total_max_bytes
             )
 
@@ -203,20 +222,37 @@ class Intake(TelemetryServiceServicer):
             async with asyncio.timeout(self._patience_s), self._freed:
                 await self._freed.wait_for(room)
 
-    def _take(self, arrived: _Arrived) -> None:
+    def _take(self, arrived: _Arrived) -> bool:
+        """False where the frame is one too many; its agent keeps it."""
         stream, node = arrived.stream, arrived.frame.node
         stream.peer.took_frame(node)
         if denied := stream.peer.denies(node):
             self._refuse(stream, arrived.frame, "node", denied)
             stream.changed.set()
-            return
-        size = len(arrived.packed)
+            return True
+        stream.node = stream.node or name_of(arrived.frame)
+        arrived.who, size = stream.who, len(arrived.packed)
+        if self._in_flight_bytes and (
+            self._of_peer[arrived.who] + size > self._peer_max_bytes + MESSAGE_MAX_BYTES
+            or self._in_flight_bytes + size > 2 * self._total_max_bytes
+        ):
+            return False
         stream.in_flight_frames += 1
-        stream.in_flight_bytes += size
+        self._of_peer[arrived.who] += size
         self._in_flight_bytes += size
         if not self._burst:
             asyncio.get_running_loop().call_later(self._linger_s, self._offer)
         self._burst.append(arrived)
+        return True
+
+    def _free(self, arrived: _Arrived) -> None:
+        size, who = len(arrived.packed), arrived.who
+        arrived.stream.in_flight_frames -= 1
+        self._in_flight_bytes -= size
+        self._of_peer[who] -= size
+        if not self._of_peer[who]:
+            del self._of_peer[who]
+        arrived.stream.changed.set()
 
     def _offer(self) -> None:
         burst, self._burst = self._burst, []
@@ -240,20 +276,13 @@ class Intake(TelemetryServiceServicer):
             log.exception("%d frames were not kept; their agents offer them again", len(burst))
         finally:
             for one in burst:
-                size = len(one.packed)
-                one.stream.in_flight_frames -= 1
-                one.stream.in_flight_bytes -= size
-                self._in_flight_bytes -= size
-                one.stream.changed.set()
+                self._free(one)
             counters.IN_FLIGHT.set(self._in_flight_bytes)
             async with self._freed:
                 self._freed.notify_all()
 
     def _validated(self, burst: Sequence[_Arrived]) -> dict[Checked, _Stream]:
-        frames = []
-        for one in burst:
-            one.stream.node = one.stream.node or name_of(one.frame)
-            frames.append((one.frame, one.packed, one.stream.node))
+        frames = [(one.frame, one.packed, one.who[1]) for one in burst]
         sound = {}
         answers = validate_all(frames, self._now_ms(), self._raw_days)
         for one, answer in zip(burst, answers, strict=True):
@@ -327,10 +356,13 @@ class Intake(TelemetryServiceServicer):
                 return
 
     async def _send_away(self, context: Any, code: grpc.StatusCode, why: str) -> None:
+        after_ms = self._retry_after_ms
+        if self._draining:  # everybody goes at once, and shall not come back so
+            after_ms = round(random.uniform(0, BACK_WITHIN_S) * 1000)  # noqa: S311
         await context.abort(
             code,
             f"the ledger {why}; offer what is not acknowledged again later",
-            (("retry-after-ms", str(self._retry_after_ms)),),
+            (("retry-after-ms", str(after_ms)),),
         )
 
 

@@ -45,7 +45,9 @@ from joulegram.v1.telemetry_pb2 import Frame
 OnDurable: TypeAlias = Callable[[Sequence[Frame]], None]
 
 YEARLY_WITHIN_S = 5.0
-STREAMS_END_S = 2.0
+# An insert may take its time, and whoever stops us (systemd, Kubernetes, Docker after 10 s) too.
+DRAIN_S = 7.0
+STREAMS_END_S = 1.0
 LEDGER_END_S = 1.0
 
 
@@ -156,6 +158,7 @@ async def serve(
         said.append(f"agents on {agents.shown(port)}")
 
     web = _Web(web_config(app, guard.certificates))
+    web_socket.listen()  # who reads our line below and asks at once waits a moment
     serving = parts.run(web.serve(sockets=[web_socket]))
     # What is loaded by now stays: the garbage collector need not look through it for every burst.
     gc.freeze()
@@ -265,7 +268,11 @@ async def _intake(parts: _Parts, settings: Settings, stage: Stage, agents: Addre
 
     async def end() -> None:
         intake.drain()
-        await server.stop(STREAMS_END_S)
+        # From here on it takes no stream, and returns as soon as the last one has ended.
+        stopping = asyncio.create_task(server.stop(DRAIN_S + STREAMS_END_S))
+        await asyncio.wait({stopping}, timeout=DRAIN_S)
+        intake.send_away()
+        await stopping
 
     parts.endings.append(end)
     return port
