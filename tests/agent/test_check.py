@@ -1,6 +1,7 @@
 """`joulegram check`: each line says what, why and what to do, whatever the machine lacks."""
 
 import contextlib
+import threading
 import tomllib
 
 import pytest
@@ -12,6 +13,7 @@ from joulegram.agent.meter import Meter
 from tests.agent.played import Machine
 from tests.agent.test_hwmon import as_nobody
 from tests.agent.test_machine import CRAY, METER, write
+from tests.redfish_server import PASSWORD, USER, redfish_server
 
 
 @pytest.fixture
@@ -99,6 +101,78 @@ def test_a_card_without_a_sensor_is_named(machine):
     )
     (line,) = [f for f in findings.energy(machine.config()) if f.what == "gpu: card0"]
     assert line.state == MISSING and "0000:3b:00.0" in line.why
+
+
+def asking(machine, bmc, password=PASSWORD):
+    """The lines on energy of a machine whose management controller wants a session."""
+    bmc.asks = "session"
+    file = machine.root / "password"
+    file.touch(0o600)
+    file.write_text(password)
+    return energy(
+        machine, redfish_url=bmc.url, redfish_user=USER, redfish_password_file=file, ipmi="off"
+    )
+
+
+@contextlib.contextmanager
+def drawing(zone, every_s=0.05):
+    """Its counter counts while the context lasts."""
+    stop = threading.Event()
+
+    def count():
+        while not stop.wait(every_s):
+            zone.advance(every_s)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def posts(bmc):
+    return [one for one in bmc.asked if one.startswith("POST")]
+
+
+@pytest.mark.parametrize("slow_s", [0.0, 0.15])
+def test_a_management_controller_is_asked_once_and_its_session_ended(machine, slow_s):
+    """However slow: by one thread alone, which logs in once and out once."""
+    with redfish_server() as bmc:
+        bmc.slow_s = slow_s
+        found = asking(machine, bmc)
+        assert states(found["platform"]) == [WORKS]
+        assert found["platform"][0].why == "Redfish, 344.0 W now, integrated"
+        assert len(posts(bmc)) == bmc.opened == 1 and bmc.sessions == {}
+        assert not [thread for thread in threading.enumerate() if thread.name == "Redfish"]
+
+
+def test_a_refused_password_is_sent_once(machine):
+    """Each time brings the account nearer to being locked."""
+    with redfish_server() as bmc:
+        found = asking(machine, bmc, "not-the-one")
+        assert states(found["platform"]) == [DENIED]
+        assert "refuses user" in found["platform"][0].why
+        assert len(posts(bmc)) == 1
+
+
+def test_a_management_controller_that_counts_beside_another_meter_is_asked_once(machine):
+    write(machine.root, CRAY)
+    with redfish_server() as bmc:
+        found = asking(machine, bmc)
+        assert states(found["platform"]) == [WORKS, BESIDE]
+        assert len(posts(bmc)) == 1 and bmc.sessions == {}
+
+
+def test_the_watts_of_a_counter_are_not_those_of_a_slow_neighbours_time(machine):
+    zone = machine.zone("intel-rapl:0", "package-0")
+    zone.watts = 100
+    with redfish_server() as bmc, drawing(zone):
+        bmc.slow_s = 0.15
+        found = asking(machine, bmc)
+    watts = float(found["cpu0"][0].why.partition(", ")[2].partition(" W now")[0])
+    assert watts < 200, "half a second is looked at, not all answers of 0.15 s"
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,16 @@ def energy(agent: AgentConfig) -> Iterator[Finding]:
     floors = Floors.kept_in(agent.state, agent.node)
     try:
         found = [(kind, list(kind.find())) for kind in machine.kinds]
-        counts = chosen([sensors for _, sensors in found], machine.model)
+        every = [sensor for _, sensors in found for sensor in sensors]
+        # The slow ones first: what a counter counts while they take their time is not watts now.
+        before = {id(s): _try(s) for s in sorted(every, key=lambda s: not hasattr(s, "ask"))}
+        counts = chosen(
+            [sensors for _, sensors in found],
+            machine.model,
+            lambda sensor: isinstance(before[id(sensor)], SensorDenied),
+        )
         counted = {id(sensor) for sensor in counts}
-        by_device = {s.device for _, sensors in found for s in sensors if id(s) in counted}
-        before = {id(s): _try(s) for _, sensors in found for s in sensors}
+        by_device = {sensor.device for sensor in every if id(sensor) in counted}
         time.sleep(PAUSE_S if before else 0)
         for kind, sensors in found:
             if not sensors:
@@ -94,7 +100,8 @@ def _none(kind: Kind) -> Iterator[Finding]:
 
 def _try(sensor: AnySensor) -> int | SensorDenied | SensorFailed:
     try:
-        # Slow meters are asked for once, in front of whoever waits for the page.
+        # Slow meters are asked once, in front of whoever waits for the page, and in this thread:
+        # `sample` would begin another, beside it, with a session and a password of its own.
         if hasattr(sensor, "ask"):
             asked: int = sensor.ask().power_uw
             return asked

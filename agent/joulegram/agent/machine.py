@@ -81,7 +81,22 @@ class Machine:
             slow.close()
 
 
-def chosen(kinds: Iterable[Sequence[AnySensor]], model: AnySensor) -> list[AnySensor]:
+def denied(sensor: AnySensor) -> bool:
+    """Whether only a permission keeps a sensor from being read."""
+    try:
+        read(sensor)
+    except SensorDenied:
+        return True
+    except (SensorFailed, OSError, Torn):
+        return False
+    return False
+
+
+def chosen(
+    kinds: Iterable[Sequence[AnySensor]],
+    model: AnySensor,
+    denied: Callable[[AnySensor], bool] = denied,
+) -> list[AnySensor]:
     """Each device once, by precedence.
 
     A kind whose every sensor of a component is for root only counts for nothing; one that fails
@@ -90,6 +105,7 @@ def chosen(kinds: Iterable[Sequence[AnySensor]], model: AnySensor) -> list[AnySe
 
     Args:
         kinds: what was found of each kind, best first.
+        denied: whether a sensor may not be read; `check` has asked already.
     """
     components: dict[str, list[list[AnySensor]]] = {}
     for kind in kinds:
@@ -108,17 +124,6 @@ def chosen(kinds: Iterable[Sequence[AnySensor]], model: AnySensor) -> list[AnySe
     if not any(sensor.component == "cpu" for sensor in picked):
         picked.append(model)
     return picked
-
-
-def denied(sensor: AnySensor) -> bool:
-    """Whether only a permission keeps a sensor from being read."""
-    try:
-        read(sensor)
-    except SensorDenied:
-        return True
-    except (SensorFailed, OSError, Torn):
-        return False
-    return False
 
 
 def read(sensor: AnySensor) -> int:
