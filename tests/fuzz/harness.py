@@ -1,22 +1,26 @@
 """A played machine whose files are spoilt as bytes say: the loop goes on, every sum holds.
 
-The bytes are a script: before each reading of the agent a few of its files get other content,
-are emptied, cut, made into folders, or go.
+The bytes are a script: which machine, then before the agent looks for sensors, and before each
+reading, a few of the files get other content, are emptied, cut, made into folders, or go.
 """
 
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from joulegram.agent.conservation import check
 from joulegram.v1.telemetry_pb2 import Frame
-from tests.agent.played import Clock
-from tests.fuzz.tree import tree
+from tests.agent.played import Clock, Machine
+from tests.fuzz.tree import GROUPS, KINDS, SYSTEMS, tree
 
 FRAMES = 3
+TICK_S = 2.0  # so that three frames take long enough for sensors to be looked for again
 SPOILT_PER_TICK = 3
 LONGEST = 512
+NEWCOMER = 107
 FRESHNESS = "sys/cray/pm_counters/freshness"
+SCAN_NS = 100_000_000  # of the blade controller
 
 
 class Script:
@@ -46,10 +50,21 @@ def play(root: Path, data: bytes) -> list[Frame]:
     Raises: whatever ends the agent's loop; NotConserved; AssertionError for frames that lack.
     """
     script = Script(data)
-    machine = tree(root, version=1 + script.number(2))
+    kind, system = KINDS[script.number(len(KINDS))], SYSTEMS[script.number(len(SYSTEMS))]
+    return meter(tree(root, kind, *system), script)
+
+
+def meter(machine: Machine, script: Script) -> list[Frame]:
+    """The same of one machine."""
+    root = machine.root
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    clock = Spoiling(files, script, root / FRESHNESS)
-    frames = machine.play(FRAMES, clock=clock, tick_s=1.0)
+    spoil(files, script)
+    clock = Spoiling(files, script, root / FRESHNESS if root / FRESHNESS in files else None)
+    events: dict[float, Callable[[], object]] = {
+        1.0: lambda: comes(machine),
+        3.0: lambda: machine.end(NEWCOMER),
+    }
+    frames = machine.play(FRAMES, events, clock, tick_s=TICK_S, window_s=TICK_S)
     assert [frame.seq for frame in frames] == list(range(1, FRAMES + 1))
     for frame in frames:
         check(frame)
@@ -57,10 +72,17 @@ def play(root: Path, data: bytes) -> list[Frame]:
     return frames
 
 
+def comes(machine: Machine) -> None:
+    """A process that is not there from the start, and does not stay."""
+    machine.task(NEWCOMER, b"brief", GROUPS[1], cores=0.1)
+    loadavg = machine.root / "proc/loadavg"
+    loadavg.write_text(f"0.50 0.40 0.30 2/345 {NEWCOMER}\n")
+
+
 class Spoiling(Clock):
     """After time has passed, and before the agent reads, files are spoilt."""
 
-    def __init__(self, files: list[Path], script: Script, freshness: Path) -> None:
+    def __init__(self, files: list[Path], script: Script, freshness: Path | None) -> None:
         super().__init__()
         self.files, self.script, self.freshness = files, script, freshness
 
@@ -69,7 +91,8 @@ class Spoiling(Clock):
             if path.is_dir():
                 path.rmdir()
         stopped = super().wait(stop, for_s)
-        self.freshness.write_text(f"{self.wall}\n")
+        if self.freshness:
+            self.freshness.write_text(f"{self.wall // SCAN_NS}\n")
         spoil(self.files, self.script)
         return stopped
 
