@@ -257,6 +257,8 @@ class TestRating:
             ("m5.xlarge", rating.CASCADE_LAKE, False),
             ("c7a.large", rating.GENOA, True),
             ("m6gd.metal", rating.ALTRA, True),
+            ("c6gn.large", rating.ALTRA, True),
+            ("r8g.large", rating.GRACE, True),
             ("n2-standard-8", rating.CASCADE_LAKE, False),
             ("c3-standard-4", rating.SAPPHIRE_RAPIDS, False),
             ("c3.large", rating.IVY_BRIDGE, False),
@@ -267,6 +269,27 @@ class TestRating:
     )
     def test_instance_types(self, instance: str, generation: rating.Generation, core: bool):
         assert rating.generation_of_instance(instance) == (generation, core)
+
+    def test_what_nobody_states_is_not_taken_from_another_core(self, tmp_path: Path):
+        """Graviton3 is Neoverse V1: neither Altra's N1 nor Grace's V2."""
+        sysfs, procfs = machine(tmp_path, "", 2, dmi=("Amazon EC2", "c7g.large"))
+        (procfs / "cpuinfo").write_text(
+            "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n"
+        )
+        found = rating_of(sysfs, procfs)
+        assert found.of(2) == 2 * DEFAULT_W_PER_CPU
+        assert "guessed" in found.basis and "Neoverse V1" in found.basis
+        told = rating_of(sysfs, procfs, instance_type="c7gn.large")
+        assert told.of(2) == 2 * DEFAULT_W_PER_CPU and "c7gn.large" in told.basis
+        for instance in ("c7g.large", "m7gd.metal", "n4a-standard-2", "Standard_D4ps_v6"):
+            assert rating.generation_of_instance(instance) is None
+
+    def test_grace_is_known_by_its_part_number(self, tmp_path: Path):
+        sysfs, procfs = machine(tmp_path, "", 2)
+        (procfs / "cpuinfo").write_text(
+            "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd4f\n"
+        )
+        assert rating_of(sysfs, procfs).of(144) == pytest.approx(500)
 
     def test_amazon_says_the_type_itself(self, tmp_path: Path):
         found = rating_of(

@@ -54,8 +54,8 @@ BERGAMO = Generation("EPYC 9754 (Bergamo)", 360, 256)
 TURIN = Generation("EPYC 9755 (Turin)", 500, 256)
 TURIN_DENSE = Generation("EPYC 9965 (Turin dense)", 500, 384)
 ALTRA = Generation("Ampere Altra Q80-30 (Neoverse N1)", 210, 80, smt=1)
-# Arm publishes no TDP of a V1 or V2 server other than NVIDIA's: 500 W for a Grace superchip of
-# 144 cores, its memory included.
+# Of Neoverse V2 servers NVIDIA's alone has a published TDP: 500 W for a Grace superchip of 144
+# cores, its memory included.
 GRACE = Generation("NVIDIA Grace (Neoverse V2)", 500, 144, smt=1)
 
 # Where nothing is known: the geometric mean of the generations above, 2.5 W, and of client
@@ -89,7 +89,11 @@ _AMD = (
     (0x1A, 0x00, 0x0F, TURIN),
     (0x1A, 0x10, 0x1F, TURIN_DENSE),
 )
-_ARM = {0xD0C: ALTRA, 0xD40: GRACE, 0xD4F: GRACE, 0xD49: GRACE}
+# Part numbers; Linux, arch/arm64/include/asm/cputype.h.
+_ARM = {0xD0C: ALTRA, 0xD4F: GRACE}
+# Nobody publishes the TDP of a server with one of these: Amazon's Graviton3 and Microsoft's Cobalt
+# 100 (2026-11) are sold by the hour. They have the default.
+_UNRATED = {0xD40: "Neoverse V1", 0xD49: "Neoverse N2", 0xD8E: "Neoverse N3"}
 # What QEMU and libvirt call a processor in a guest.
 _NAMED = (
     ("sandybridge", SANDY_BRIDGE),
@@ -132,7 +136,8 @@ _FAMILIES: tuple[tuple[str, Generation, bool], ...] = (
     (r"(m7a|c7a|r7a|hpc7a)", GENOA, _CORE),
     (r"(m8i|c8i|r8i)(-flex|[dn])*", GRANITE_RAPIDS, _THREAD),
     (r"(m8a|c8a|r8a)[dn]*", TURIN, _CORE),
-    (r"(a1|t4g|[mcrx][67]gd?|[mcrx]6gn|c6gn|im4gn|is4gen|x2gd|g5g|i4g)[den]*", ALTRA, _CORE),
+    # Graviton2, of Altra's cores. Graviton3 (c7g...) is in _UNRATED.
+    (r"(t4g|[mcrx]6g|im4gn|is4gen|x2gd|g5g|i4g)[den]*", ALTRA, _CORE),
     (r"([mcrx]8gd?|i8g)[bn]*", GRACE, _CORE),
     # Google Cloud
     (r"(e2|n1)", BROADWELL, _THREAD),
@@ -145,7 +150,7 @@ _FAMILIES: tuple[tuple[str, Generation, bool], ...] = (
     (r"(n4|c4)", EMERALD_RAPIDS, _THREAD),
     (r"(c4d|n4d)", TURIN, _THREAD),
     (r"(t2a)", ALTRA, _CORE),
-    (r"(c4a|n4a)", GRACE, _CORE),
+    (r"(c4a)", GRACE, _CORE),
 )
 # Google's own names have a "-" after the family (c3-standard-8), Amazon's a "." (c3.large).
 _AMAZON_FAMILIES = 14
@@ -190,6 +195,8 @@ def rating_of(sysfs: Path, procfs: Path, tdp_w: float = 0.0, instance_type: str 
         if rating := attempt():
             return rating
     unknown = f"processor {cpu.name!r} is not known" if cpu.name else "no processor is named"
+    if cpu.maker.startswith("0x") and cpu.model in _UNRATED:
+        unknown = f"nobody states that of a server with {_UNRATED[cpu.model]} cores"
     if instance_type:
         unknown = f"instance type {printable(instance_type)[:40]!r} and {unknown}"
     return replace(UNKNOWN, basis=f"{UNKNOWN.basis}: {unknown}")
@@ -281,7 +288,7 @@ def _azure(series: str, letters: str, version: int) -> tuple[Generation, bool] |
     if series not in ("a", "b", "d", "ds", "e", "f", "fx", "l"):
         return None
     if "p" in letters:
-        return (ALTRA, _CORE) if version <= 5 else (GRACE, _CORE)
+        return (ALTRA, _CORE) if version <= 5 else None
     by_version = (
         {4: ROME, 5: MILAN, 6: GENOA, 7: TURIN}
         if "a" in letters
