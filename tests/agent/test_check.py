@@ -45,6 +45,16 @@ def test_a_machine_without_any_sensor_is_a_page_one_can_act_on(machine, capsys):
     assert acted_on >= len(lacking) - 1  # the driver's own words say what to do for NVIDIA
 
 
+def test_a_procfs_without_processes_does_not_work(machine):
+    """An empty folder can be listed; nobody's energy is told by it."""
+    processes = next(iter(findings.owners(machine.config(docker_socket=""))))
+    assert processes.state == FAILS
+    assert "none in" in processes.why and "--procfs" in processes.remedy
+    machine.task(10, cores=1)
+    processes = next(iter(findings.owners(machine.config(docker_socket=""))))
+    assert (processes.state, processes.remedy) == (WORKS, "")
+
+
 def test_counters_that_work_say_their_floor_and_what_counts_beside_them(machine):
     machine.zone("intel-rapl:0", "package-0")
     machine.zone("intel-rapl:1", "psys")

@@ -207,6 +207,13 @@ def _processes(procfs: Path) -> Finding:
         processes.scan(0, 0)
     except OSError as exc:
         return Finding("processes", FAILS, str(exc), "Mount procfs, or set --procfs.")
+    if not processes:
+        return Finding(
+            "processes",
+            FAILS,
+            f"none in {procfs}: all that is used is unattributed, or known by its cgroup alone",
+            "Mount procfs there, or set --procfs to a folder that shows the machine's processes.",
+        )
     if procfs == Path("/proc") and processes.get(1) is None:
         return Finding(
             "processes",
