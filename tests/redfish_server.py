@@ -5,7 +5,9 @@ Source   DMTF DSP0266 and the examples of DSP0268; troubles as users of real one
 """
 
 import base64
+import contextlib
 import json
+import socket
 import ssl
 import threading
 import time
@@ -23,6 +25,7 @@ class RedfishServer:
 
     resources: {path without its last slash: document}.
     asks: "" (nobody), "session" or "basic": what all but the service root want.
+    challenges: refuses with "WWW-Authenticate: Basic", a session too where it has none.
     slow_s: before every answer.
     odd: {path: (status, headers, body)}, said by GET instead.
     """
@@ -30,12 +33,14 @@ class RedfishServer:
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.resources: dict[str, Any] = {}
         self.asks = ""
+        self.challenges = False
         self.slow_s = 0.0
         self.odd: dict[str, tuple[int, dict[str, str], bytes]] = {}
         self.sessions: dict[str, str] = {}  # path: token
         self.opened = 0
         self.asked: list[str] = []  # "GET /path"
         self.headers: list[dict[str, str]] = []
+        self.connections: list[socket.socket] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         if context is not None:
@@ -51,6 +56,12 @@ class RedfishServer:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def hang_up(self) -> None:
+        """Close every connection, unannounced."""
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def put(self, path: str, **members: Any) -> None:
         self.resources[ROOT + path] = {"@odata.id": ROOT + path, **members}
@@ -119,13 +130,17 @@ def _handler(server: RedfishServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
         wbufsize = -1  # a head and a body in two packets cost 40 ms (delayed ACK)
 
+        def setup(self) -> None:
+            super().setup()
+            server.connections.append(self.connection)
+
         def do_GET(self) -> None:
             path = self._seen()
             document = server.resources.get(path)
             if path in server.odd:
                 self._answer(*server.odd[path])
             elif path != ROOT and not server.let_in(self.headers):
-                self._answer(401, {}, b'{"error": {"code": "Base.1.0.NoValidSession"}}')
+                self._refuse()
             elif document is None:
                 self._answer(404, {}, b'{"error": {"code": "Base.1.0.ResourceMissing"}}')
             else:
@@ -136,9 +151,12 @@ def _handler(server: RedfishServer) -> type[BaseHTTPRequestHandler]:
             path = self._seen()
             said = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
             if path != f"{ROOT}/SessionService/Sessions" or server.asks == "basic":
-                self._answer(405, {"Allow": "GET"}, b"")
+                if server.challenges:
+                    self._refuse()
+                else:
+                    self._answer(405, {"Allow": "GET"}, b"")
             elif (said.get("UserName"), said.get("Password")) != (USER, PASSWORD):
-                self._answer(401, {}, b"{}")
+                self._refuse()
             else:
                 server.opened += 1
                 where, token = f"{path}/{server.opened}", f"token-{server.opened}"
@@ -152,6 +170,10 @@ def _handler(server: RedfishServer) -> type[BaseHTTPRequestHandler]:
             if allowed:
                 del server.sessions[path]
             self._answer(204 if allowed else 404, {}, b"")
+
+        def _refuse(self) -> None:
+            headers = {"WWW-Authenticate": 'Basic realm="BMC"'} if server.challenges else {}
+            self._answer(401, headers, b'{"error": {"code": "Base.1.0.NoValidSession"}}')
 
         def _seen(self) -> str:
             path = self.path.rstrip("/")

@@ -22,8 +22,6 @@ def run(agent: AgentConfig, options: AgentOptions) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="joulegram agent: %(message)s"
     )
-    # The client of management controllers tells each request; we tell its first trouble.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

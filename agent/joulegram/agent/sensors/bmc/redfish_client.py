@@ -4,36 +4,45 @@ Speaks  Redfish's protocol: JSON resources, sessions (X-Auth-Token) or basic aut
 Format  DMTF DSP0266, "Redfish Specification"; in 1.20 clauses 6 (protocol) and 13 (security)
 
 Nothing goes to another host than the configured one: neither a redirect nor a link leaves it.
+The standard library's client and not httpx, which costs an agent 8 MB more.
 """
 
+import base64
+import contextlib
+import http.client
 import json
 import os
+import re
 import ssl
 import stat
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
-
-import httpx
+from urllib.parse import SplitResult, quote, urlsplit
 
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.sensors.bmc.background import LONGEST_WAIT_S, Later
 
 WITHIN_S = 20.0  # of one answer; slow controllers take several seconds
+GOODBYE_WITHIN_S = 2.0
 MAX_BYTES = 1_000_000
 MAX_PASSWORD_BYTES = 4096
 MAX_REDIRECTS = 3
 REDIRECTS = (301, 302, 303, 307, 308)
 ROOT = "/redfish/v1/"
 SESSIONS = "/redfish/v1/SessionService/Sessions"  # where a service root does not say it
+PROTECTED = "/redfish/v1/Chassis"  # the service root anybody may read
 NO_SESSIONS = (404, 405, 501)
 BUSY = (429, 503)
+BASIC = re.compile(r"(?:^|,)\s*basic\b", re.I)  # in WWW-Authenticate
+# What a connection says that the other end has closed since it was last used.
+CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 PORTS = {"http": 80, "https": 443}
+IN_PATHS = "/?&=%#:;,@+!$'()*~[]"  # what a link may hold as it is
 
 
 class NotThere(SensorFailed):
@@ -62,7 +71,9 @@ class RedfishClient:
     """One controller's resources, over one connection. For one thread.
 
     A session is opened when first needed, again when the controller forgot it, and ended by
-    `close`. A controller without sessions is given user and password with each request.
+    `close`. A controller without sessions, or one that refuses one and offers basic
+    authentication, is given user and password with each request. A password that was refused
+    both ways is tried one way alone the next time: accounts are locked after a few.
     """
 
     def __init__(self, access: Access, within_s: float = WITHIN_S) -> None:
@@ -71,14 +82,15 @@ class RedfishClient:
         self._host = _host(parts)
         self._access = access
         self._within_s = within_s
-        self._client: httpx.Client | None = None
+        self._line: http.client.HTTPConnection | None = None
         self._token = ""
         self._session = ""  # its path
-        self._basic: httpx.BasicAuth | None = None
+        self._basic = ""  # the header that says user and password
+        self._refused_both = ""  # a password
 
     def get(self, path: str) -> dict[str, Any]:
         """A resource, decoded. Raises: NotThere, Later, SensorDenied, SensorFailed."""
-        if self._access.user and not self._token and self._basic is None:
+        if self._access.user and not self._token and not self._basic:
             self._log_in()
         status, headers, body = self._followed(path)
         if status == 401 and self._token:  # it forgot the session, or it timed out
@@ -90,40 +102,45 @@ class RedfishClient:
 
     def close(self) -> None:
         """End the session, for controllers hold few; then the connection. Raises nothing."""
-        client, self._client = self._client, None
-        if client is None:
-            return
-        try:
-            if self._session:
-                client.request(
-                    "DELETE", self._origin + self._session, headers=self._headers(), timeout=2.0
-                )
-        except (httpx.HTTPError, httpx.InvalidURL):
-            pass  # it will time out by itself
-        finally:
-            self._token = self._session = ""
-            client.close()
+        if self._session:
+            with contextlib.suppress(SensorFailed):  # it will time out by itself
+                self._request("DELETE", self._session, within_s=GOODBYE_WITHIN_S)
+        self._token = self._session = ""
+        if self._line is not None:
+            self._line.close()
 
     def _log_in(self) -> None:
         password = self._password()
         said = json.dumps({"UserName": self._access.user, "Password": password}).encode()
         sessions = self._sessions()
         status, headers, body = self._request("POST", sessions, said)
-        if status in NO_SESSIONS:
-            self._basic = httpx.BasicAuth(self._access.user, password)
-            return
+        again, self._refused_both = password == self._refused_both, ""
+        offers = status == 401 and BASIC.search(", ".join(headers.get_all("WWW-Authenticate", [])))
+        if status in NO_SESSIONS or (offers and not again):
+            known_as = base64.b64encode(f"{self._access.user}:{password}".encode()).decode()
+            self._basic = f"Basic {known_as}"
+            status, _, _ = self._followed(PROTECTED)
+            if status != 401:
+                return
+            self._basic, self._refused_both = "", password
         if status in (400, 401, 403):
-            raise SensorDenied(
-                f"{self._origin} refuses user {self._access.user!r} with the password in "
-                f"{self._access.password_file} ({status}). Correct redfish_user or the file; it "
-                f"is tried again in {LONGEST_WAIT_S:.0f} s, so that the account is not locked."
-            )
+            raise self._refused(status)
         self._refuse(sessions, status, headers)
         token = headers.get("x-auth-token", "")
         if not token or len(token) > 4096 or not token.isascii():
-            raise SensorFailed(f"{self._origin} opened a session and gave no X-Auth-Token.")
+            # Controllers hold few sessions, and this one cannot be ended.
+            raise Later(
+                f"{self._origin} opened a session and gave no X-Auth-Token.", LONGEST_WAIT_S
+            )
         self._token = token
         self._session = self._session_path(headers, body)
+
+    def _refused(self, status: int) -> SensorDenied:
+        return SensorDenied(
+            f"{self._origin} refuses user {self._access.user!r} with the password in "
+            f"{self._access.password_file} ({status}). Correct redfish_user or the file; it "
+            f"is tried again in {LONGEST_WAIT_S:.0f} s, so that the account is not locked."
+        )
 
     def _sessions(self) -> str:
         """Where sessions are opened; the service root says it to anybody."""
@@ -133,14 +150,14 @@ class RedfishClient:
         except (SensorFailed, LookupError, TypeError, AttributeError):
             return SESSIONS
 
-    def _session_path(self, headers: Mapping[str, str], body: bytes) -> str:
+    def _session_path(self, headers: Message, body: bytes) -> str:
         where = headers.get("location", "")
         try:
             return self._path(where or _decoded("", body)["@odata.id"])
         except (SensorFailed, LookupError, TypeError, AttributeError):
             return ""
 
-    def _followed(self, path: str) -> tuple[int, Mapping[str, str], bytes]:
+    def _followed(self, path: str) -> tuple[int, Message, bytes]:
         """The answer to a GET, at most a few redirects away, on the same host."""
         for _ in range(MAX_REDIRECTS + 1):
             status, headers, body = self._request("GET", path)
@@ -164,46 +181,73 @@ class RedfishClient:
         return parts.path + (f"?{parts.query}" if parts.query else "")
 
     def _request(
-        self, method: str, path: str, content: bytes | None = None
-    ) -> tuple[int, Mapping[str, str], bytes]:
+        self, method: str, path: str, content: bytes | None = None, within_s: float = 0.0
+    ) -> tuple[int, Message, bytes]:
         """(status, headers, body), bounded in time and size. Raises: SensorFailed."""
-        url = self._origin + self._path(path)
-        if self._client is None:
-            self._client = self._connected()
-        deadline_s = time.monotonic() + self._within_s
+        path = self._path(path)
+        url = self._origin + path
+        within_s = within_s or self._within_s
+        line = self._line = self._line or self._connection()
+        until_s = time.monotonic() + within_s
+        kept = line.sock is not None
         try:
-            # With a session under way user and password stay at home.
-            auth = None if self._token else self._basic
-            with self._client.stream(
-                method, url, content=content, headers=self._headers(), auth=auth
-            ) as answer:
-                body = bytearray()
-                # Raw: a compressed body may be bounded on the wire and still fill the memory.
-                for piece in answer.iter_raw():
-                    body += piece
-                    if len(body) > MAX_BYTES:
-                        raise SensorFailed(f"{url}: the answer is larger than {MAX_BYTES} bytes.")
-                    # httpx's own limit starts again with every piece.
-                    if time.monotonic() > deadline_s:
-                        raise SensorFailed(f"{url}: no whole answer in {self._within_s:g} s.")
-                if answer.headers.get("content-encoding", "identity") != "identity":
-                    raise SensorFailed(f"{url}: the answer is compressed, unasked.")
-                return answer.status_code, answer.headers, bytes(body)
-        except httpx.TimeoutException as exc:
+            try:
+                return self._exchange(line, method, path, content, until_s)
+            except CLOSED:
+                # They close what was idle for some seconds, sometimes just as they are asked.
+                if not kept or method == "POST":
+                    raise
+                line.close()
+                return self._exchange(line, method, path, content, until_s)
+        except TimeoutError as exc:
+            line.close()
             raise SensorFailed(
-                f"{url}: no answer in {self._within_s:g} s. The management controller is slow, "
+                f"{url}: no answer in {within_s:g} s. The management controller is slow, "
                 "hangs, or is not reached from this node."
             ) from exc
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            line.close()
             raise SensorFailed(f"{url}: {_why(exc)}") from exc
 
-    def _refuse(self, path: str, status: int, headers: Mapping[str, str]) -> None:
+    def _exchange(
+        self,
+        line: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        content: bytes | None,
+        until_s: float,
+    ) -> tuple[int, Message, bytes]:
+        """Raises: OSError, HTTPException; ValueError where the answer cannot be taken."""
+        line.timeout = _left_s(until_s)  # of connecting
+        if line.sock is not None:
+            line.sock.settimeout(line.timeout)
+        line.request(method, quote(path, safe=IN_PATHS), content, self._headers())
+        connection = line.sock  # the line forgets it with an answer that is the last
+        answer = line.getresponse()
+        body = bytearray()
+        while piece := answer.read1(65_536):
+            body += piece
+            if len(body) > MAX_BYTES:
+                raise ValueError(f"the answer is larger than {MAX_BYTES} bytes.")
+            # A socket's own limit starts again with every piece.
+            connection.settimeout(_left_s(until_s))
+        if answer.length:
+            raise http.client.IncompleteRead(bytes(body), answer.length)
+        answer.read()  # nothing; it lets the line be used again
+        # A compressed body may be bounded on the wire and still fill the memory.
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise ValueError("the answer is compressed, unasked.")
+        return answer.status, answer.headers, bytes(body)
+
+    def _refuse(self, path: str, status: int, headers: Message) -> None:
         """Raises what a status other than success means."""
         url = f"{self._origin}{path}"
         if status in (200, 201):
             return
         if status in (401, 403):
-            self._basic = None  # the password's file is read again
+            basic, self._basic = self._basic, ""  # the password's file is read again
+            if status == 401 and basic:
+                raise self._refused(status)
             raise SensorDenied(
                 f"{url}: {'who asks is not accepted' if status == 401 else 'not allowed'} "
                 f"({status}). Set redfish_user and redfish_password_file in [agent] to an account "
@@ -224,20 +268,17 @@ class RedfishClient:
             "OData-Version": "4.0",
             "User-Agent": "joulegram",
         }
-        return fixed | ({"X-Auth-Token": self._token} if self._token else {})
+        if self._token:  # with a session under way user and password stay at home
+            return fixed | {"X-Auth-Token": self._token}
+        return fixed | ({"Authorization": self._basic} if self._basic else {})
 
-    def _connected(self) -> httpx.Client:
-        return httpx.Client(
-            verify=self._context(),
-            timeout=self._within_s,
-            follow_redirects=False,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
-            trust_env=False,  # neither a proxy nor a .netrc has a say in this
-        )
+    def _connection(self) -> http.client.HTTPConnection:
+        scheme, host, port = self._host
+        if scheme == "http":
+            return http.client.HTTPConnection(host, port)
+        return http.client.HTTPSConnection(host, port, context=self._context())
 
-    def _context(self) -> ssl.SSLContext | bool:
-        if self._host[0] == "http":
-            return False  # reading the system's authorities takes its time
+    def _context(self) -> ssl.SSLContext:
         try:
             context = ssl.create_default_context(
                 cafile=str(self._access.ca) if self._access.ca else None
@@ -276,8 +317,15 @@ class RedfishClient:
         return password
 
 
-def _host(parts: SplitResult) -> tuple[str, str | None, int | None]:
-    return parts.scheme, parts.hostname, parts.port or PORTS.get(parts.scheme)
+def _host(parts: SplitResult) -> tuple[str, str, int | None]:
+    return parts.scheme, parts.hostname or "", parts.port or PORTS.get(parts.scheme)
+
+
+def _left_s(until_s: float) -> float:
+    """Raises: TimeoutError."""
+    if (left_s := until_s - time.monotonic()) <= 0:
+        raise TimeoutError
+    return left_s
 
 
 def _decoded(url: str, body: bytes) -> dict[str, Any]:
@@ -302,7 +350,7 @@ def _after_s(text: str) -> float:
 
 
 def _why(exc: Exception) -> str:
-    text = f"{type(exc).__name__} {exc}".strip()[:300]
+    text = str(exc) if type(exc) is ValueError else f"{type(exc).__name__} {exc}".strip()[:300]
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return (
             f"its certificate is not accepted: {text}. Set redfish_ca in [agent] to the "
