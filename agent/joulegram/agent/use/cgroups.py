@@ -1,12 +1,13 @@
 """CPU time of cgroups: the truth per workload, short-lived processes included.
 
-Reads  v2: <cgroupfs>/**/cpu.stat (usage_usec), cgroup.type, cgroup.procs; cgroup.stat of the
-       root (nr_descendants)
+Reads  v2: <cgroupfs>/**/cpu.stat (usage_usec; of the root user_usec, system_usec), cgroup.type,
+       cgroup.procs; cgroup.stat of the root (nr_descendants)
        v1: <cgroupfs>/{cpu,cpuacct | cpuacct}/**/cpuacct.usage
 Format https://docs.kernel.org/admin-guide/cgroup-v2.html
 
-A cgroup's counter holds its descendants'. What the root counts is the whole machine and is
-made in another way (ticks against precise switches), so the root's counter is never read.
+A cgroup's counter holds its descendants'. The root's holds the whole machine, and v2 makes it
+in another way than the others': by sampling at clock ticks, interrupts included, for they count
+switches. Older kernels have none there.
 """
 
 import os
@@ -24,6 +25,7 @@ from joulegram.agent.use.delegation import Delegation
 from joulegram.agent.use.mounts import is_kernels_cgroup2
 from joulegram.agent.use.procfs import raise_file_limit
 
+ROOT = ""  # the root's path, so that each path is its parent's, a slash and a name
 THREADED = b"threaded"
 V1_CONTROLLERS = ("cpu,cpuacct", "cpuacct,cpu", "cpuacct")
 DEPTH_MAX = 32
@@ -45,9 +47,9 @@ LOGIN_SLICE = re.compile(r"/user\.slice/user-[^/]+")
 
 @dataclass(slots=True, eq=False)
 class Cgroup:
-    """One cgroup below the root."""
+    """One cgroup."""
 
-    path: str  # /system.slice/foo.service; bytes that are not UTF-8 as os.fsdecode keeps them
+    path: str  # /system.slice/foo.service; ROOT; bytes that are not UTF-8 as os.fsdecode keeps them
     inode: int
     threaded: bool
     born_ns: int | None  # monotonic, it came after this; None: it was here, or is counted already
@@ -64,7 +66,7 @@ class Change:
     """What a cgroup and all below it used between two readings."""
 
     path: str  # the cgroup that owns it: the nearest domain
-    parent: str | None  # the owner above it, which counted the same use; None: only the root
+    parent: str | None  # the owner above it, which counted the same use; None: nobody did
     since_ns: int
     at_ns: int
     used_ns: int
@@ -92,6 +94,7 @@ class Cgroups:
         self._files_left = raise_file_limit() // FILES_SHARE
         self._retries = 0
         self._torn: list[str] = []  # of this scan
+        self._begun: set[str] = set()  # whose counter begins with this scan: its use is not known
         self._walked_at = -1  # cgroups that the kernel counted before the last walk
         self._cut_short = False  # that walk left some out
         self._root_files: dict[str, int] = {}
@@ -117,6 +120,7 @@ class Cgroups:
         changes: dict[str, Change] = {}
         self._retries = RETRIES_PER_SCAN
         self._torn = []
+        self._begun.clear()
         self.moved, self.reshaped = [], False
         counted = self._descendants() if self.kernels else -1
         begun_ns = self._clock.mono_ns()
@@ -132,7 +136,7 @@ class Cgroups:
                 self._take(group, plausible_ns, changes)
                 if group.used_ns < 0:  # removed, most likely; the walk finds it otherwise
                     self._drop(group)
-        if counted < 0 or counted != (self._walked_at if self._cut_short else len(self._known)):
+        if counted < 0 or counted != (self._walked_at if self._cut_short else len(self)):
             self._walked_at = counted
             self._look_around(plausible_ns, changes, new_only=counted >= 0)
         self._before_ns = self._clock.mono_ns()
@@ -142,7 +146,8 @@ class Cgroups:
 
     def _hold_above(self, path: str, changes: dict[str, Change]) -> None:
         """Take back what the cgroups above said: this one's part of it is not known yet."""
-        while path := _above(path):
+        while path != ROOT:
+            path = _above(path)
             if (change := changes.pop(path, None)) is not None:
                 group = self._known[path]
                 group.used_ns -= change.used_ns
@@ -176,14 +181,20 @@ class Cgroups:
         before_ns, since_ns = group.used_ns, group.read_ns
         group.used_ns, group.read_ns = used_ns, now_ns
         if group.born_ns is not None:
-            if used_ns <= plausible_ns and not 0 <= before_ns <= used_ns:
+            # The root was there before, whenever it is met.
+            new = used_ns <= plausible_ns and not 0 <= before_ns <= used_ns
+            if new and group.path != ROOT:
                 before_ns, since_ns = 0, group.born_ns
             group.born_ns = None
+        if before_ns < 0:
+            self._begun.add(group.path)
         if used_ns == before_ns:
             return
         self.moved.append(group.path)
         if 0 <= before_ns < used_ns and (owner := self.owner(group.path)) is not None:
-            parent = self.owner(_above(group.path))
+            parent = self._counted_above(group.path)
+            while parent is not None and parent in self._begun:
+                parent = self._counted_above(parent)
             change = Change(owner, parent, since_ns, now_ns, used_ns - before_ns)
             changes[group.path] = change
 
@@ -230,20 +241,30 @@ class Cgroups:
 
     def owner(self, path: str) -> str | None:
         """The nearest cgroup at or above `path` that owns processes and has a counter."""
-        while path:
+        while True:
             group = self._known.get(path)
             if group is not None and group.used_ns >= 0 and not group.threaded:
                 return path
+            if path == ROOT:
+                return None
             path = _above(path)
-        return None
+
+    def _counted_above(self, path: str) -> str | None:
+        return self.owner(_above(path)) if path != ROOT else None
 
     @property
     def count_anything(self) -> bool:
         """Whether any cgroup below the root has a counter."""
-        return any(group.used_ns >= 0 for group in self._known.values())
+        return any(group.used_ns >= 0 and path != ROOT for path, group in self._known.items())
+
+    @property
+    def root_counts_interrupts(self) -> bool:
+        """Whether a counter of the root holds interrupts, which are no other cgroup's."""
+        return self._counter == "cpu.stat" and self.owner(ROOT) is not None
 
     def __len__(self) -> int:
-        return len(self._known)
+        """How many are known below the root."""
+        return len(self._known) - (ROOT in self._known)
 
     def path_of(self, groups: bytes) -> str:
         """The path in this hierarchy of a process with this /proc/<pid>/cgroup."""
@@ -255,14 +276,19 @@ class Cgroups:
         return "/"
 
     def _walk(self) -> Iterable[tuple[str, int]]:
-        """(path, inode) of the cgroups below the root, parents first, all of one depth at a time.
+        """(path, inode) of the cgroups, parents first, all of one depth at a time.
 
         Bounded, so that nobody's thousands of cgroups keep the agent from those of others.
         """
         self._cut_short = False
         left = CGROUPS_MAX
         of_given: dict[str, int] = {}
-        waiting = deque([("", 0)] if self._root is not None else [])
+        waiting = deque([(ROOT, 0)] if self._root is not None else [])
+        # In a container, or of a part of the tree, what looks like the root has a type as every
+        # other cgroup. Processes beyond it look as though they were in it, and it does not count
+        # them.
+        if self._root is not None and not self._kind(ROOT):
+            yield ROOT, 0
         while waiting:
             above, depth = waiting.popleft()
             most = min(left, IN_ONE_MAX)
@@ -332,7 +358,7 @@ class Cgroups:
                 return None
             if raw == group.raw and group.used_ns >= 0:
                 return group.used_ns
-            if (value := self._read(raw)) is not None:
+            if (value := self._used_ns(group, raw)) is not None:
                 group.raw = raw
                 group.torn = 0
                 return value
@@ -342,6 +368,13 @@ class Cgroups:
         elif group.used_ns >= 0:
             self._torn.append(group.path)
         return None
+
+    def _used_ns(self, group: Cgroup, raw: bytes) -> int | None:
+        if group.path == ROOT and self._counter == "cpu.stat":
+            # Some kernels count stolen time in the root's usage_usec.
+            user_ns, system_ns = _of_stat(raw, b"user_usec "), _of_stat(raw, b"system_usec ")
+            return None if user_ns is None or system_ns is None else user_ns + system_ns
+        return self._read(raw)
 
     def _bytes(self, group: Cgroup) -> bytes:
         if group.file >= 0:
@@ -402,8 +435,13 @@ def _hierarchy(cgroupfs: Path) -> tuple[Path | None, str, Callable[[bytes], int 
 
 
 def _usage_ns(raw: bytes) -> int | None:
+    return _of_stat(raw, b"usage_usec ")
+
+
+def _of_stat(raw: bytes, name: bytes) -> int | None:
+    """A line of cpu.stat, ns; None when it is not there, or torn."""
     for line in raw.splitlines(keepends=True):
-        if line.startswith(b"usage_usec "):
-            value = as_count(line.removeprefix(b"usage_usec "))
+        if line.startswith(name):
+            value = as_count(line.removeprefix(name))
             return None if value is None else value * 1000
     return None

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from joulegram.agent.use.cgroups import Cgroups
+from joulegram.agent.use.cgroups import ROOT, Cgroups
 from joulegram.agent.use.procfs import TICK_NS, Process, Processes
 
 DISAGREE_NS = 3 * TICK_NS
@@ -33,7 +33,7 @@ class Members:
     def __init__(self, processes: Processes, cgroups: Cgroups) -> None:
         self._processes = processes
         self._cgroups = cgroups
-        # Counting cgroup (None: only the root does) -> path of a cgroup -> its processes.
+        # Counting cgroup (None: none below the root does) -> path of a cgroup -> its processes.
         self._paths: dict[str | None, dict[str, Group]] = {}
         self._counted_by: dict[str, str | None] = {}  # path -> counting cgroup
         self._beyond_ns: defaultdict[str, int] = defaultdict(int)  # counted and nobody's, so far
@@ -130,7 +130,8 @@ class Members:
             yield from members
 
     def _add(self, path: str, members: Group) -> None:
-        group = self._counted_by[path] = self._cgroups.owner("" if path == "/" else path)
+        # What the root counts is sampled, and too coarse to tell who ran.
+        group = self._counted_by[path] = self._cgroups.owner(ROOT if path == "/" else path) or None
         self._paths.setdefault(group, {})[path] = members
 
     def _regroup(self) -> None:

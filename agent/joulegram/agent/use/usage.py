@@ -9,7 +9,7 @@ from typing import TypeVar
 from joulegram.agent.identity import Identity, Place
 from joulegram.agent.one_run.lineage import Lineage
 from joulegram.agent.textfile import Torn
-from joulegram.agent.use.cgroups import Cgroups
+from joulegram.agent.use.cgroups import ROOT, Cgroups
 from joulegram.agent.use.members import DISAGREE_NS, Members
 from joulegram.agent.use.procfs import Change, Process, Processes, Scan, cpu_times
 from joulegram.agent.windows import Timeline, Window
@@ -21,6 +21,10 @@ CPUS_UNSAID = 64  # where /proc/stat lists none
 # A reader may come a while after a scheduler or a replayed tree has written.
 GROUP_SLACK_NS = 10_000_000_000
 PROCESS_SLACK_NS = 1_000_000_000
+# Sampled at clock ticks, the root's use may fall behind that of the cgroups below for as long as
+# somebody's work hides from the ticks. It owes no more than the machine uses in a second: a debt
+# of hours would swallow what runs in the root.
+ROOT_OWES_MS = 1000
 REAPED_WITHIN_NS = 2_000_000_000  # a child's end may be seen before its parent's waiting for it
 
 
@@ -54,6 +58,7 @@ class Usage:
     # Where processes were when last asked, and what they used since.
     _placed: dict[Process, tuple[Place | None, int]] = field(default_factory=dict)
     _owed_ns: dict[str, int] = field(default_factory=dict)  # per cgroup, <= 0
+    _run_group: str | None = None  # whose counter holds what the run's last root used
     # Parent -> (use of its ended children that was charged while they lived, monotonic ns).
     _seen_ns: dict[int, tuple[int, int]] = field(default_factory=dict)
 
@@ -89,6 +94,7 @@ class Usage:
         members = self._members
         if self.cgroups.reshaped:
             self._placed.clear()
+        counted_ns.pop(ROOT, None)  # the short cut holds nothing against it
         due = members.due() if members is not None else None
         scan = self.processes.scan(now_ns, plausible_ns, forks, due)
         used_ns = self._charge(timeline, scan)
@@ -130,7 +136,7 @@ class Usage:
                 continue
             place = self._place_of(used)
             used_ns = used.used_ns
-            if place.group is not None:
+            if place.group is not None and place.group != ROOT:
                 if left_ns is not None:
                     left = left_ns.get(place.group, 0) - charged.get(place.group, 0)
                     used_ns = min(used_ns, max(0, left))
@@ -217,6 +223,10 @@ class Usage:
                 rest[self.identity.of_group(group)] += beyond_ns
         self._forget_debts()
         uses += [Use(owner, None, ns) for owner, ns in rest.items() if ns > 0]
+        if ROOT in self._owed_ns:
+            used_ns = sum(use.cpu_ns for use in uses)
+            most_ns = used_ns * ROOT_OWES_MS // window.length_ms
+            self._owed_ns[ROOT] = max(self._owed_ns[ROOT], -most_ns)
         return sorted(uses, key=_fixed_order)
 
     def _read_machine(self, timeline: Timeline, now_ns: int) -> int:
@@ -230,14 +240,18 @@ class Usage:
             before_ns, counted_ns = self._interrupts
             used_ns = times.interrupts_ns - counted_ns
             if used_ns > 0 and self._possible(used_ns, before_ns, now_ns):
+                in_root = self.cgroups.root_counts_interrupts
                 for window, part, _ in timeline.spread(used_ns, before_ns, now_ns):
                     _add(window.owner_ns, NOBODY, part)
+                    if in_root:
+                        _add(window.group_ns, ROOT, -part)
         self._interrupts = now_ns, times.interrupts_ns
         return times.forks
 
     def _charge_reaped(self, timeline: Timeline, scan: Scan) -> None:
-        """Where no cgroup counts: children that came and went show in who waited for them."""
+        """Where none below the root counts: who waited for children that came and went."""
         seen, run = self._seen_ns, self.identity.run
+        in_root = self.cgroups.owner(ROOT) is not None
         for pid in [p for p, (_, at_ns) in seen.items() if scan.at_ns - at_ns > REAPED_WITHIN_NS]:
             del seen[pid]
         for process in scan.ended:
@@ -257,6 +271,8 @@ class Usage:
                     continue  # counted from its roots on
                 for window, part, _ in timeline.spread(unseen_ns, change.since_ns, scan.at_ns):
                     _add(window.owner_ns, owner, part)
+                    if in_root:
+                        _add(window.group_ns, ROOT, -part)
 
     def _charge_run(
         self, timeline: Timeline, run: Lineage, used_ns: int, before_ns: int, now_ns: int
@@ -270,12 +286,16 @@ class Usage:
             return
         run.charged_ns = used_ns
         root = next((p for pid in run.roots() if (p := self.processes.get(pid))), None)
+        if root is not None:
+            self._run_group = self.identity.place(root).group
+        group = self._run_group
         for window, part, _ in timeline.spread(unseen_ns, before_ns, now_ns):
-            if root is None:
-                _add(window.owner_ns, run.owner, part)
-            else:
-                key = root, run.owner, self.identity.place(root).group
-                _add(window.process_ns, key, part)
+            if root is not None:
+                _add(window.process_ns, (root, run.owner, group), part)
+                continue
+            _add(window.owner_ns, run.owner, part)
+            if group is not None:
+                _add(window.group_ns, group, -part)
 
     def _forget_debts(self) -> None:
         """A cgroup that is gone owes nobody."""
