@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from joulegram.collector.kafka.config import KafkaConfig
 from joulegram.collector.kafka.consumer import FromKafka
@@ -128,9 +128,16 @@ def to_kafka(settings: KafkaConfig, producer: Producer) -> ToKafka:
     return ToKafka(settings, producer)
 
 
-async def raw_record(producer: Producer, settings: KafkaConfig, value: bytes) -> None:
+async def raw_record(
+    producer: Producer, settings: KafkaConfig, value: bytes | None, partition: int = 0
+) -> None:
     """A record that no intake would make."""
-    await producer.put([Record(settings.topic, 0, value)])
+    if value is None:
+        with contextlib.closing(KafkaProducer(bootstrap_servers=list(settings.brokers))) as client:
+            sent = client.send(settings.topic, key=b"key", partition=partition)
+            await asyncio.to_thread(sent.get, 10)
+        return
+    await producer.put([Record(settings.topic, partition, value)])
 
 
 def letters(settings: KafkaConfig) -> list[Letter]:

@@ -74,26 +74,32 @@ async def test_dead_letters_are_listed_and_replayed(
     async with producing(settings) as producer:
         await put(to_kafka(settings, producer), old)
         await raw_record(producer, settings, b"not a record")
+        # As writers parked it that took nothing of a broken record.
+        whole = frame(4, node="n1").SerializeToString()
+        earlier = Letter("record", pack([whole]) + b"\xff", "bytes", "byte 9", "frames:0:0", 0)
         async with writing(settings, ledger, raw_days=1.0):
             await eventually(lambda: len(letters(settings)) == 4, "four letters")
+        await DeadLetters(settings, producer).park([earlier])
         listed = deadletter(config, "list", "--json")
         found = [json.loads(line) for line in listed.stdout.splitlines()]
-        assert sorted(one["reason"] for one in found) == ["bytes", "too_old", "too_old", "too_old"]
+        assert sorted(one["reason"] for one in found) == ["bytes"] * 2 + ["too_old"] * 3
         assert {one["node"] for one in found} == {"", "n1"}
-        assert "raw_days" in found[-1]["detail"] + found[0]["detail"]
-        assert "4 dead letters: 1 bytes, 3 too_old" in deadletter(config, "list").stdout
+        assert any("raw_days" in one["detail"] for one in found)
+        assert "5 dead letters: 2 bytes, 3 too_old" in deadletter(config, "list").stdout
         # Asked for by its reason, twice.
         for _ in range(2):
             again = deadletter(config, "replay", "--reason", "too_old")
             assert again.returncode == 0, again.stderr
             assert "3 frames sent" in again.stdout
         unreadable = deadletter(config, "replay", "--reason", "bytes")
-        assert unreadable.returncode == 1 and "cannot be read" in unreadable.stderr
+        assert unreadable.returncode == 1 and "1 frames sent" in unreadable.stdout
+        assert "its end cannot be read" in unreadable.stderr
+        assert unreadable.stderr.count("cannot be read") == 2
         async with writing(settings, ledger):
             await eventually(lambda: committed(settings) == written(settings), "the replay")
     stored = Stored(ledger)
-    assert stored.frames() == stored.inserted_headers() == 3
-    assert stored.energy_uj() == energy_uj(old)
+    assert stored.frames() == stored.inserted_headers() == 4
+    assert stored.energy_uj() == energy_uj([*old, frame(4, node="n1")])
 
 
 def test_a_command_without_kafka_says_so(tmp_path: Path) -> None:

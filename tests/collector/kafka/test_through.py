@@ -5,6 +5,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pytest
+
 from joulegram.collector.checked import Checked
 from joulegram.collector.kafka.config import KafkaConfig
 from joulegram.collector.kafka.records import Unpackable, pack, partition_of, unpack
@@ -38,7 +40,11 @@ def test_a_record_is_a_frame_batch_of_the_wire() -> None:
     packed = pack(frames)
     assert unpack(packed) == frames
     assert [f.SerializeToString() for f in FrameBatch.FromString(packed).frames] == frames
-    assert unpack(b"") == []
+    with pytest.raises(Unpackable) as broken:
+        unpack(packed + b"\xffgarbage")
+    assert broken.value.frames == frames and broken.value.rest == b"\xffgarbage"
+    with pytest.raises(Unpackable):
+        unpack(b"")
     rng = random.Random(1)
     for _ in range(300):
         broken = bytearray(packed)
@@ -172,6 +178,11 @@ async def test_poison_is_parked_with_its_reason_and_the_rest_goes_on(
         stage = to_kafka(settings, producer)
         await put(stage, good)
         await raw_record(producer, settings, b"\x00 not a record of ours")
+        await raw_record(producer, settings, b"")
+        # A tombstone, which is no value at all.
+        await raw_record(producer, settings, None)
+        whole = frame(3, node="n1").SerializeToString()
+        await raw_record(producer, settings, pack([whole]) + b"\xffgarbage")
         packed = [one.SerializeToString() for one in (wrong_sum, old, foreign)]
         await raw_record(producer, settings, pack([packed[0], b"\xff\xff", packed[1], packed[2]]))
         async with writing(settings, ledger):
@@ -179,23 +190,25 @@ async def test_poison_is_parked_with_its_reason_and_the_rest_goes_on(
             await put(stage, [changed, frame(2, node="n1")])
             await eventually(lambda: all_committed(settings), "the conflict to be passed")
     parked = letters(settings)
-    assert [(one.what, one.reason) for one in parked] == [
-        ("record", "bytes"),
+    assert sorted((one.what, one.reason) for one in parked) == [
         ("frame", "bytes"),
+        ("frame", "conflict"),
+        ("frame", "shape"),
         ("frame", "sums"),
         ("frame", "too_old"),
-        ("frame", "shape"),
-        ("frame", "conflict"),
-    ] or sorted(one.reason for one in parked) == sorted(
-        ["bytes", "bytes", "sums", "too_old", "shape", "conflict"]
-    )
+        *[("record", "bytes")] * 4,
+    ]
+    records = {one.value: one.detail for one in parked if one.what == "record"}
+    assert records[b"\xffgarbage"].startswith(f"byte {len(pack([whole]))} of")
+    empty = sorted(one.detail for one in parked if one.what == "record" and not one.value)
+    assert empty == ["a record without a value", "an empty record"]
     by_reason = {one.reason: one for one in parked}
     assert by_reason["sums"].value == packed[0]
     assert by_reason["sums"].node == "n1" and "+1" not in by_reason["sums"].source
     assert by_reason["too_old"].source.startswith(f"{settings.topic}:0:")
     assert Frame.FromString(by_reason["conflict"].value).node == "n0"
     stored = Stored(ledger)
-    kept = [*good, frame(2, node="n1")]
+    kept = [*good, frame(2, node="n1"), frame(3, node="n1")]
     assert stored.frames() == len(kept)
     assert stored.energy_uj() == stored.rows_uj() == energy_uj(kept)
 

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,9 @@ COMMIT_MS = 5_000
 METADATA_TRIES = 50
 FAILED_COMMITS = 3  # in a row; then the library may have lost its way, and is begun anew
 RECORDS_PER_POLL = 16
+# A partition whose dead letters are not taken for so long is read no further, and what was read of
+# it holds up no other.
+PARKING_S = 1.0
 
 
 @dataclass(eq=False, slots=True)
@@ -47,9 +51,10 @@ class _Bite:
     """Records of one partition that are stored together."""
 
     partition: TopicPartition
-    values: Sequence[tuple[int, bytes]]  # offset, value
+    values: Sequence[tuple[int, bytes | None]]  # offset, value
     size: int
     abandoned: bool = False  # the partition is another's now
+    parking_s: float | None = None  # since when only its dead letters are waited for, monotonic
     kept: "concurrent.futures.Future[None] | None" = None
 
     @property
@@ -173,10 +178,12 @@ class FromKafka:
     def _read(self, client: Any, loop: asyncio.AbstractEventLoop) -> None:
         while not self._stop.is_set():
             self._commit(client)
-            if self._in_flight >= self.config.fetch_max_bytes:
-                client.pause(*client.assignment())
-            else:
-                client.resume(*client.paused())
+            stuck = self._stuck()
+            held = sum(bite.size for one in stuck for bite in self._bites[one])
+            if self._in_flight - held >= self.config.fetch_max_bytes:
+                stuck = client.assignment()
+            client.resume(*(client.paused() - stuck))
+            client.pause(*(client.assignment() & stuck))
             busy = bool(self._in_flight)
             polled = client.poll(timeout_ms=round(POLL_S * 1000 / (4 if busy else 1)))
             # The group moves partitions at any moment, from the library's own thread. Those that
@@ -189,11 +196,20 @@ class FromKafka:
                     self._take(partition, records, loop)
             counters.IN_FLIGHT.set(self._in_flight)
 
+    def _stuck(self) -> set[TopicPartition]:
+        """Partitions of which dead letters have been waiting for their topic."""
+        since_s = time.monotonic() - PARKING_S
+        return {
+            partition
+            for partition, bites in self._bites.items()
+            if any(b.parking_s is not None and b.parking_s < since_s for b in bites if not b.done)
+        }
+
     def _take(
         self, partition: TopicPartition, records: Sequence[Any], loop: asyncio.AbstractEventLoop
     ) -> None:
-        values = [(one.offset, one.value or b"") for one in records]
-        bite = _Bite(partition, values, sum(len(value) for _, value in values))
+        values = [(one.offset, one.value) for one in records]
+        bite = _Bite(partition, values, sum(len(value or b"") for _, value in values))
         self._in_flight += bite.size
         counters.CONSUMED.inc(len(values))
         self._bites.setdefault(partition, deque()).append(bite)
@@ -260,10 +276,11 @@ class FromKafka:
         letters: list[Letter] = []
         for offset, value in bite.values:
             try:
-                packed = unpack(value)
+                packed = unpack(value or b"")
             except Unpackable as broken:
-                letters.append(self._letter(bite, offset, value, "bytes", str(broken), RECORD))
-                continue
+                packed = broken.frames
+                why = "a record without a value" if value is None else str(broken)
+                letters.append(self._letter(bite, offset, broken.rest, "bytes", why, RECORD))
             for one in packed:
                 arrived = read_frame(one)
                 if isinstance(arrived, Unreadable):
@@ -296,6 +313,7 @@ class FromKafka:
                 letters.append(self._letter(bite, offset, one, no.reason, no.detail, node=node))
             break
         if letters and not bite.abandoned:
+            bite.parking_s = time.monotonic()
             await self.letters.park(letters)
 
     def _judge(self, frames: Sequence[tuple[PackedFrame, bytes]]) -> list[Checked | Refusal]:

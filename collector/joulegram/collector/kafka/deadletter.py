@@ -8,7 +8,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -19,9 +19,9 @@ from kafka.errors import KafkaError
 from joulegram.collector.errors import BadSetting, CollectorError
 from joulegram.collector.kafka.client import connection
 from joulegram.collector.kafka.config import KafkaConfig
-from joulegram.collector.kafka.letters import FRAME, Letter
-from joulegram.collector.kafka.producer import Producer, Record
-from joulegram.collector.kafka.records import pack, partition_of
+from joulegram.collector.kafka.letters import CUT, FRAME, LETTER_MOST_BYTES, RECORD, Letter
+from joulegram.collector.kafka.producer import Producer, Record, TooLarge
+from joulegram.collector.kafka.records import Unpackable, pack, partition_of, unpack
 from joulegram.collector.packed import Unreadable, read_frame
 from joulegram.collector.stages import Busy
 
@@ -126,7 +126,8 @@ def _list(letters: Iterator[tuple[int, Letter]], options: Options) -> None:
         if options.json:
             sys.stdout.write(json.dumps(said) + "\n")
         else:
-            who = letter.node or f"unreadable {letter.what}"
+            what = RECORD if letter.what == CUT else letter.what
+            who = letter.node or f"unreadable {what}"
             sys.stdout.write(
                 f"{offset:>8}  {said['parked_at']}  {letter.reason:<9} {who}  "
                 f"({said['bytes']} bytes, {letter.source})\n          {letter.detail}\n"
@@ -143,17 +144,18 @@ async def _replay(config: KafkaConfig, letters: Iterator[tuple[int, Letter]]) ->
     batch: list[Record] = []
     try:
         for offset, letter in letters:
-            record = _record(config, letter)
-            if record is None:
+            frames, why = _frames(letter)
+            if why:
                 skipped += 1
-                sys.stderr.write(f"offset {offset}: cannot be read as a frame; left where it is\n")
-                continue
-            batch.append(record)
-            size += len(record.value)
-            sent += 1
-            if size >= REPLAY_MOST_BYTES:
-                await _put(producer, batch)
-                batch, size = [], 0
+                sys.stderr.write(f"offset {offset}: {why}\n")
+            for node, frame in frames:
+                record = Record(config.topic, partition_of(node, config.partitions), pack([frame]))
+                if batch and size + len(frame) > REPLAY_MOST_BYTES:
+                    await _put(producer, batch)
+                    batch, size = [], 0
+                batch.append(record)
+                size += len(frame)
+                sent += 1
         if batch:
             await _put(producer, batch)
     finally:
@@ -162,20 +164,34 @@ async def _replay(config: KafkaConfig, letters: Iterator[tuple[int, Letter]]) ->
     return 0 if not skipped else 1
 
 
-def _record(config: KafkaConfig, letter: Letter) -> Record | None:
+def _frames(letter: Letter) -> tuple[list[tuple[str, bytes]], str]:
+    """The frames of a letter, (node, bytes) of each, and why some of it is left, or ""."""
+    if letter.what == CUT:
+        return [], "only its beginning is here, which is no frame; left where it is"
+    packed: Sequence[bytes] = [letter.value]
+    why = ""
     if letter.what != FRAME:
-        return None
-    read = read_frame(letter.value)
-    if isinstance(read, Unreadable):
-        return None
-    partition = partition_of(read[0].node, config.partitions)
-    return Record(config.topic, partition, pack([letter.value]))
+        try:
+            packed = unpack(letter.value)
+        except Unpackable as broken:
+            packed = broken.frames
+            why = f"{'its end ' * bool(packed)}cannot be read as a frame; left where it is"
+    frames = []
+    for one in packed:
+        read = read_frame(one)
+        if isinstance(read, Unreadable):
+            why = "cannot be read as a frame; left where it is"
+        elif len(one) > LETTER_MOST_BYTES:
+            why = f"a frame of {len(one)} bytes is more than its topic takes; left where it is"
+        else:
+            frames.append((read[0].node, one))
+    return frames, why
 
 
 async def _put(producer: Producer, records: list[Record]) -> None:
     for _ in range(50):
         try:
             return await producer.put(records)
-        except Busy:
+        except (Busy, TooLarge):
             await asyncio.sleep(0.2)
     raise NoKafka("the brokers took no letter within 10 s; nothing is lost, replay again later")

@@ -104,8 +104,8 @@ class Follower:
         found = []
         try:
             packed = unpack(value)
-        except Unpackable:
-            return []
+        except Unpackable as broken:
+            packed = broken.frames
         for one in packed:
             arrived = read_frame(one)
             if isinstance(arrived, Unreadable):

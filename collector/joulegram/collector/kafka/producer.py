@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from joulegram.collector.kafka import counters
 from joulegram.collector.kafka.client import connection
@@ -30,6 +30,10 @@ OVERHEAD_BYTES = 64 * 2**10  # headers of a dead letter, and what a batch adds
 
 class GivenUp(Exception):
     """Nobody knows whether the brokers have the record."""
+
+
+class TooLarge(Exception):
+    """A record that the topic will never take, however often it is offered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,9 @@ class Producer:
         return not self._buffered or self._buffered + size <= self._config.buffer_max_bytes
 
     async def put(self, records: Sequence[Record]) -> None:
-        """Return once every replica in sync has them. Raises Busy: some may be there all the same.
+        """Return once every replica in sync has them.
+
+        Raises: Busy, TooLarge: some may be there all the same.
 
         A record that is offered again after that is there twice; readers tell frames apart by
         their identity.
@@ -104,6 +110,9 @@ class Producer:
         counters.UNDELIVERED.inc(len(failed))
         if failed:
             self._drop(client, failed[0])
+            for one in failed:
+                if isinstance(one, MessageSizeTooLargeError | RecordListTooLargeError):
+                    raise TooLarge(f"{one!r:.300}")
             raise Busy(f"the Kafka brokers did not take {len(failed)} records: {failed[0]!r:.300}")
 
     async def close(self, timeout_s: float = 5.0) -> None:
