@@ -49,6 +49,21 @@ def test_a_missed_reading_is_bridged():
     assert counter.read(3 * S, 75) == Interval(2 * S, 3 * S, 25, False)
 
 
+def test_a_suspend_is_a_gap_and_gets_its_part_by_time():
+    counter = Counter(10**12, 1000.0, 1.0)
+    counter.read(0, 0, 7 * S)
+    assert counter.read(S, 200, 10 * S) == Interval(0, S, 200, True, asleep_uj=150)
+    assert counter.read(2 * S, 250, 10 * S) == Interval(S, 2 * S, 50, False)
+    # Two clocks, read one after the other, differ a little.
+    assert counter.read(3 * S, 300, 10 * S + 1_000_000) == Interval(2 * S, 3 * S, 50, False)
+
+
+def test_a_counter_that_may_have_wrapped_asleep_says_nothing():
+    counter = Counter(262_143_328_850, 300.0, 1.0)
+    counter.read(0, 0, 0)
+    assert counter.read(S, 50_000_000, 3600 * S) is None
+
+
 def test_a_forward_jump_no_hardware_can_draw_is_a_reset():
     counter = Counter(262_143_328_850, 300.0, 1.0)
     counter.read(0, 1_000_000)

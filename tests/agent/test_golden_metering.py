@@ -539,6 +539,15 @@ def test_a_counter_without_a_range_keeps_what_it_counted_in_a_long_suspend(machi
     assert [f.devices[0].late for f in frames] == [False] * 3 + [True] + [False] * 4
 
 
+def test_the_load_model_has_nothing_of_the_time_asleep(machine):
+    machine.task(10, cores=1)
+    clock = Clock()
+    frames = machine.play(8, {3.3: lambda: clock.suspend(60)}, clock, tdp_w=100.0)
+    assert not any(f.devices[0].late for f in frames)
+    per_s = device_j(frames[:3], "cpu0") / 3
+    assert device_j(frames, "cpu0") == near(per_s * 7)
+
+
 def test_a_power_meter_says_nothing_of_the_time_asleep(machine):
     hwmon = machine.root / "sys/class/hwmon/hwmon0"
     hwmon.mkdir(parents=True)

@@ -85,7 +85,9 @@ class MeteredDevice:
         if isinstance(self.history, Integral):
             return self.history.take(clock.mono_ns(), cast(PowerSensor, self.sensor).sample())
         value_uj = cast(Sensor, self.sensor).read_uj()
-        return self.history.read(clock.mono_ns(), value_uj, clock.asleep_ns())
+        # The model counts by the monotonic clock: nothing of its own lies in a suspend.
+        asleep_ns = 0 if self.sensor.quality == MODELLED else clock.asleep_ns()
+        return self.history.read(clock.mono_ns(), value_uj, asleep_ns)
 
 
 def files(sensor: AnySensor) -> tuple[Path, ...]:
