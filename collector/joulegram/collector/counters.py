@@ -38,6 +38,13 @@ ROLLED_UP = Counter(
 ROLLUP_FAILED = Counter(
     "joulegram_rollup_failures", "Roll-ups that failed, to be tried again.", registry=None
 )
+CONFLICTS = Counter(
+    "joulegram_rollup_conflicting_frames",
+    "Frames that came to two writers at once with two contents, by outcome: one_counts, left_out "
+    "(its rows and devices are of both). Look for two agents with one name.",
+    ["outcome"],
+    registry=None,
+)
 DROPPED = Counter(
     "joulegram_retention_dropped_rows",
     "Rows of partitions older than is kept, dropped, by table.",
@@ -47,6 +54,11 @@ DROPPED = Counter(
 LEDGER_CONNECTIONS = Gauge(
     "joulegram_ledger_connections",
     "Connections to ClickHouse servers that are in use; at 16 whoever comes waits.",
+    registry=None,
+)
+LEDGER_QUORUM = Gauge(
+    "joulegram_ledger_insert_quorum",
+    "Replicas that must hold an insert before it counts; 0: the one that took it.",
     registry=None,
 )
 LEDGER_FAILED = Counter(
@@ -71,8 +83,10 @@ def register(registry: CollectorRegistry) -> None:
         FAILED,
         ROLLED_UP,
         ROLLUP_FAILED,
+        CONFLICTS,
         DROPPED,
         LEDGER_CONNECTIONS,
+        LEDGER_QUORUM,
         LEDGER_FAILED,
     ):
         registry.register(metric)

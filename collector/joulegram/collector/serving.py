@@ -33,6 +33,7 @@ from joulegram.collector.security.guard import Guard
 from joulegram.collector.security.peers import GRPC_OPTIONS
 from joulegram.collector.stages import Stage
 from joulegram.collector.standing import Standing
+from joulegram.collector.stored_totals import StoredTotals
 from joulegram.collector.teams import record_rules
 from joulegram.collector.totals import EnergyTotals, TeamGrams
 from joulegram.collector.web.access import Access
@@ -120,11 +121,12 @@ async def serve(
     on_durable: list[OnDurable] = []
     if WEB in roles:
         assert ledger is not None and rollup is not None
-        energy = EnergyTotals()
-        energy.load(ledger)
+        # What others store, too, only the ledger knows.
+        stored = None if ledger.exclusive else StoredTotals(ledger, rollup)
+        energy = stored or EnergyTotals.of(ledger)
         rules = check_rules(settings.teams.rules)
         live = live_state.Live(team_of=live_state.by_rules(rules))
-        standing = Standing(ledger, rollup, TeamGrams(ledger))
+        standing = Standing(ledger, rollup, TeamGrams(ledger), stored)
         registry.register(CollectorMetrics(live, energy, standing))
         on_durable = [live.on_durable, energy.on_durable]
         app = create_app(
@@ -140,18 +142,18 @@ async def serve(
         app = create_probe(registry, access)
 
     stage: Stage | None = None
-    followers: list[OnDurable] = []
+    follows: tuple[Sequence[OnDurable], OnDurable] | None = None
     if WEB in roles and settings.kafka.on and not (ledger is not None and ledger.exclusive):
         # Beside other writers, or apart from them, the page sees all frames in the topic alone.
         assert rollup is not None
-        followers, on_durable = [rollup.touch, *on_durable], []
+        follows, on_durable = (on_durable, rollup.touch), []
     if WRITER in roles:
         assert ledger is not None and rollup is not None
         stage = _writer(parts, settings, ledger, rollup, on_durable)
     elif rollup is not None and WEB in roles:
         parts.behind(rollup.run())
     if settings.kafka.on:
-        stage = _kafka(parts, settings, registry, stage, followers)
+        stage = _kafka(parts, settings, registry, stage, follows)
     if INTAKE in roles:
         assert stage is not None
         port = await _intake(parts, settings, stage, agents)
@@ -216,12 +218,13 @@ def _kafka(
     settings: Settings,
     registry: CollectorRegistry,
     writer: Stage | None,
-    followers: Sequence[OnDurable],
+    follows: tuple[Sequence[OnDurable], OnDurable] | None,
 ) -> Stage:
     """Put Kafka before the writer, where one is here; the stage for an intake.
 
     Args:
-        followers: want to see every frame that is in the topic, as it comes.
+        follows: who want to see every frame that is in the topic, as it comes, and who once it is
+            durable.
     """
     # Imported here: who has no Kafka does not pay for its client.
     from joulegram.collector.kafka import counters as kafka_counters
@@ -237,8 +240,8 @@ def _kafka(
     producer.start()
     parts.endings.append(producer.close)
     parts.behind(lag.run(settings.kafka))
-    if followers:
-        parts.behind(Follower(settings.kafka, followers).run())
+    if follows is not None:
+        parts.behind(Follower(settings.kafka, *follows).run())
     if writer is not None:
         reader = FromKafka(
             settings.kafka,

@@ -12,6 +12,7 @@ from typing import Any
 
 from joulegram.collector import reports, series
 from joulegram.collector.ledger.ledger import Ledger
+from joulegram.collector.stored_totals import StoredTotals
 from joulegram.collector.totals import TeamGrams
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 GRID_EVERY_S = 10.0
 GRID_UNKNOWN_EVERY_S = 1.0
 TEAMS_EVERY_S = 15.0
-TEAMS_SHARE = 0.03  # of the time, at most: the slots that still grow are summed anew each time
+ENERGY_EVERY_S = 2.0
+SHARE = 0.03  # of the time for each, at most: the slots that still grow are summed anew each time
 # Revisions of a grid feed mostly touch the last two days; older grams are joined again each hour.
 RECENT = timedelta(days=2)
 OLDER_EVERY_S = 3600.0
@@ -31,44 +33,54 @@ def _now() -> datetime:
 
 @dataclass(slots=True)
 class Standing:
-    """The grid now and grams by team. A failure keeps the last answer and says so in `failing`."""
+    """The grid now, grams by team, and energy where it is not counted as it comes.
+
+    A failure keeps the last answer and says so in `failing`.
+    """
 
     ledger: Ledger
     rollup: reports.Refreshes
     teams: TeamGrams
+    energy: StoredTotals | None = None
     now: Callable[[], datetime] = _now
     grid: dict[str, Any] | None = None  # as series.intensity_now answers
     failing: dict[str, str] = field(default_factory=dict)  # what: why
     _older: dict[str, float] = field(default_factory=dict)
     _older_until: datetime | None = None
     _older_at: datetime | None = None
-    _tried_grid: asyncio.Event = field(default_factory=asyncio.Event)
+    _tried: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def first_try(self, within_s: float) -> None:
-        """Return once the grid was asked for, or after a time; `run` must run."""
+        """Return once all was asked for, or after a time; `run` must run."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._tried_grid.wait(), within_s)
+            await asyncio.wait_for(self._tried.wait(), within_s)
 
     async def run(self) -> None:
         """Refresh until cancelled."""
         loop = asyncio.get_running_loop()
-        teams_due_s = 0.0
+        things: dict[str, tuple[Callable[[], None], Callable[[], float]]] = {
+            "grid intensity": (self.refresh_grid, self._grid_every_s),
+        }
+        if self.energy is not None:
+            things["energy"] = (self.energy.refresh, lambda: ENERGY_EVERY_S)
+        things["grams by team"] = (self.refresh_teams, lambda: TEAMS_EVERY_S)
+        due_s = dict.fromkeys(things, 0.0)
         # One thread, so that the queries keep their session.
         with ThreadPoolExecutor(1, "standing") as thread:
             while True:
-                await loop.run_in_executor(
-                    thread, self.attempt, "grid intensity", self.refresh_grid
-                )
-                self._tried_grid.set()
-                began_s = time.monotonic()
-                if began_s >= teams_due_s:
-                    await loop.run_in_executor(
-                        thread, self.attempt, "grams by team", self.refresh_teams
-                    )
+                for what, (refresh, every_s) in things.items():
+                    began_s = time.monotonic()
+                    if began_s < due_s[what]:
+                        continue
+                    await loop.run_in_executor(thread, self.attempt, what, refresh)
                     took_s = time.monotonic() - began_s
-                    teams_due_s = began_s + max(TEAMS_EVERY_S, took_s / TEAMS_SHARE)
-                known = self.grid is not None and self.grid["g_per_kwh"] is not None
-                await asyncio.sleep(GRID_EVERY_S if known else GRID_UNKNOWN_EVERY_S)
+                    due_s[what] = began_s + max(every_s(), took_s / SHARE)
+                self._tried.set()
+                await asyncio.sleep(max(0.1, min(due_s.values()) - time.monotonic()))
+
+    def _grid_every_s(self) -> float:
+        known = self.grid is not None and self.grid["g_per_kwh"] is not None
+        return GRID_EVERY_S if known else GRID_UNKNOWN_EVERY_S
 
     def attempt(self, what: str, refresh: Callable[[], None]) -> None:
         """Refresh one thing; on failure keep what was known, say so once, and go on."""

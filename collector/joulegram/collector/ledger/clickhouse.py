@@ -95,6 +95,7 @@ class ClickhouseLedger:
         self._writing = dict(WRITE_SETTINGS) | {"insert_quorum_timeout": _ms(config.timeout_s / 2)}
         if config.insert_quorum:
             self._writing["insert_quorum"] = config.insert_quorum
+        counters.LEDGER_QUORUM.set(config.insert_quorum)
         self._reading = dict(READ_SETTINGS) | {
             # Sets of a question over all shards come from all shards.
             **({"distributed_product_mode": "global"} if config.cluster else {}),

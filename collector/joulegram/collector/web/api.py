@@ -40,8 +40,8 @@ SECURITY_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-# The first answer knows the grid, unless the ledger takes longer than this.
-GRID_WITHIN_S = 5.0
+# The first answer knows the grid, and /metrics the totals, unless that takes longer than this.
+STANDING_WITHIN_S = 5.0
 SEE = "see /api/openapi.json for what is accepted"
 
 
@@ -72,7 +72,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         refreshing = asyncio.create_task(standing.run())
-        await standing.first_try(GRID_WITHIN_S)
+        await standing.first_try(STANDING_WITHIN_S)
         yield
         refreshing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
