@@ -68,7 +68,9 @@ class MeteredDevice:
     def heard(self, now_ns: int) -> None:
         """Say it once when frames go without it, and when it is back."""
         read_ns, name = self.history.last_ns, self.sensor.device
-        silent = read_ns is not None and now_ns - read_ns > LATE_NS
+        if read_ns is None:
+            return
+        silent = now_ns - read_ns > LATE_NS
         if silent and not self.silent:
             log.warning(
                 "%s has not answered for %d s; frames go without it: %s",
