@@ -102,13 +102,9 @@ def measure(streams: int, minutes: float) -> dict[str, Any]:
                 address = said.split("agents on ")[1].split(",")[0]
                 _drain(collector)
                 rss_before = _rss_bytes(collector.pid)
-                begin_s = time.time() + streams / (CONNECTS_PER_S * PROCESSES) + 2
-                # Two windows for everybody to be there.
-                measured_s = (int(begin_s) // WINDOW_S + 3) * WINDOW_S
+                measured_s = everybody_is_there_s(streams)
                 end_s = measured_s + minutes * 60
-                clients = [
-                    _client(address, streams, i, measured_s, end_s) for i in range(PROCESSES)
-                ]
+                clients = clients_of(address, streams, measured_s, end_s)
                 found = _watch(collector.pid, measured_s, end_s)
                 told = [json.loads(client.communicate(timeout=60)[0]) for client in clients]
             finally:
@@ -132,12 +128,18 @@ def measure(streams: int, minutes: float) -> dict[str, Any]:
         "turned_away": sum(one["turned_away"] for one in told),
         "lost": streams - sum(one["alive"] for one in told),
         "why": sorted({why for one in told for why in one["why"]})[:5],
-        "p50_s": _quantile(waits, 0.5),
-        "p99_s": _quantile(waits, 0.99),
-        "max_s": _quantile(waits, 1.0),
+        "p50_s": quantile(waits, 0.5),
+        "p99_s": quantile(waits, 0.99),
+        "max_s": quantile(waits, 1.0),
         "stop_s": stop_s,
         "client_cores": sum(one["cpu_s"] for one in told) / (minutes * 60),
     }
+
+
+def everybody_is_there_s(streams: int) -> int:
+    """When agents that begin now have all connected and sent twice, epoch s: a window closes."""
+    begin_s = time.time() + streams / (CONNECTS_PER_S * PROCESSES) + 2
+    return (int(begin_s) // WINDOW_S + 3) * WINDOW_S
 
 
 def _stop(collector: subprocess.Popen[str]) -> float:
@@ -160,6 +162,13 @@ def _drain(program: subprocess.Popen[str]) -> None:
             sys.stderr.write(line)
 
     threading.Thread(target=pump, daemon=True).start()
+
+
+def clients_of(
+    address: str, streams: int, measured_s: float, end_s: float
+) -> list[subprocess.Popen[str]]:
+    """So many agents, in a few processes; each prints what it saw as JSON and ends soon after."""
+    return [_client(address, streams, index, measured_s, end_s) for index in range(PROCESSES)]
 
 
 def _client(
@@ -209,7 +218,8 @@ def _stored(data: Path) -> int:
     return int(done.stdout)
 
 
-def _quantile(histogram: Any, share: float) -> float:
+def quantile(histogram: Any, share: float) -> float:
+    """Of counts per BIN_S, in s."""
     if not histogram.sum():
         return float("nan")
     reached = np.searchsorted(np.cumsum(histogram), share * histogram.sum())
@@ -264,7 +274,8 @@ class Agent(asyncio.Protocol):
     unsaid: int = 0  # bytes read, for which no room was given back yet
     buffer: bytes = b""
     message: bytes = b""
-    sent_at_s: dict[int, float] = field(default_factory=dict)
+    # Of each seq not yet answered: when it was sent (monotonic) and when its window closed (epoch).
+    sent_at_s: dict[int, tuple[float, int]] = field(default_factory=dict)
     alive: bool = False
 
     def connection_made(self, transport: Any) -> None:
@@ -360,7 +371,7 @@ class Agent(asyncio.Protocol):
             return
         self.room -= len(message)
         self.stream_room -= len(message)
-        self.sent_at_s[self.seq] = time.monotonic()
+        self.sent_at_s[self.seq] = time.monotonic(), window_start_s + WINDOW_S
         self.transport.write(_h2(DATA, 0, STREAM, message))
 
 
@@ -378,23 +389,25 @@ class Tally:
     measuring: bool = False
     over: bool = False
     why: set[str] = field(default_factory=set)
-    waits: list[int] = field(default_factory=lambda: [0] * BINS)
+    waits: list[int] = field(default_factory=lambda: [0] * BINS)  # since sending
+    ages: list[int] = field(default_factory=lambda: [0] * BINS)  # since the window closed
 
     def answered(self, agent: Agent, ack: Ack) -> None:
-        now_s = time.monotonic()
+        now_s, at_s = time.monotonic(), time.time()
         for refusal in ack.refused:
             agent.sent_at_s.pop(refusal.seq, None)
             self.refused += 1
             self.why.add(f"refused: {refusal.reason}: {refusal.detail}")
         for span in ack.durable:
             for seq in range(span.first_seq, span.last_seq + 1):
-                sent_s = agent.sent_at_s.pop(seq, None)
-                if sent_s is None:
+                sent = agent.sent_at_s.pop(seq, None)
+                if sent is None:
                     continue
                 self.frames += 1
                 self.acked_uj += ENERGY_UJ
                 if self.measuring:
-                    self.waits[min(BINS - 1, int((now_s - sent_s) / BIN_S))] += 1
+                    self.waits[min(BINS - 1, int((now_s - sent[0]) / BIN_S))] += 1
+                    self.ages[min(BINS - 1, int((at_s - sent[1]) / BIN_S))] += 1
 
 
 CPU_UJ = np.arange(1, ROWS + 1, dtype="<u8") * 3_000_017
@@ -498,6 +511,7 @@ async def _agents(
         "unanswered": sum(len(agent.sent_at_s) for agent in agents),
         "acked_uj": tally.acked_uj,
         "waits": tally.waits,
+        "ages": tally.ages,
         "why": sorted(tally.why) + ([f"held back {tally.held_back}"] if tally.held_back else []),
         "cpu_s": time.process_time() - used_s,
     }
