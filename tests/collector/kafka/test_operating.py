@@ -313,3 +313,30 @@ async def test_a_page_apart_from_the_writers_sees_every_frame_once(settings: Kaf
         following.cancel()
     nodes = [one.node for one in seen if one.node not in ("before", "try", "last")]
     assert sorted(nodes) == [f"n{n}" for n in range(1, 9)]
+
+
+async def test_a_page_apart_hears_of_frames_again_once_they_are_stored(
+    settings: KafkaConfig, ledger: Ledger
+) -> None:
+    """A report that asked in between must look again, and soon."""
+    seen: list[Frame] = []
+    durable: list[Frame] = []
+    check_topics(settings)
+    following = asyncio.create_task(Follower(settings, [seen.extend], durable.extend).run())
+    async with producing(settings) as producer:
+        stage = to_kafka(settings, producer)
+        tried = 0
+        async with asyncio.timeout(120):
+            while not seen:
+                tried += 1
+                await put(stage, [frame(tried, node="try")])
+                await asyncio.sleep(0.5)
+        await put(stage, [frame(n, node=f"n{n}") for n in range(1, 9)])
+        await eventually(lambda: len({one.node for one in seen}) == 9, "all frames")
+        await asyncio.sleep(2.0)
+        assert durable == []
+        async with writing(settings, ledger):
+            await eventually(lambda: len({one.node for one in durable}) == 9, "all stored", 8.0)
+            assert Stored(ledger).frames() >= 9
+    following.cancel()
+    assert {one.window_start_ms for one in durable} <= {one.window_start_ms for one in seen}

@@ -1,19 +1,22 @@
 """Frames as they come into the topic, for the page and /metrics of a process that writes none.
 
 Reads along from the end, outside the group of writers, and commits nothing: what it misses while
-it is away is in the ledger all the same.
+it is away is in the ledger all the same. That the writers have stored a frame it knows by what
+they have committed.
 """
 
 import asyncio
 import contextlib
 import logging
 import threading
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from joulegram.collector.errors import BadSetting
@@ -28,19 +31,30 @@ log = logging.getLogger(__name__)
 KNOWN_MAX_FRAMES = 100_000  # that are told apart from a repetition
 RETRY_S = 2.0
 POLL_MS = 500
+COMMITTED_EVERY_S = 1.0
+WAITING_MAX_FRAMES = 100_000  # whose commit is waited for; of more the oldest are let go
 FETCH_MAX_BYTES = 8 * 2**20
 
 
 @dataclass(slots=True)
 class Follower:
-    """Shows frames to `on_frames`, in a thread of its own; each once, as far as it remembers."""
+    """Shows frames, in a thread of its own; each once, as far as it remembers.
+
+    Args:
+        on_frames: called with frames as they come, which are not in the ledger yet.
+        on_durable: called once they are, with frames that have a node and a window alone.
+    """
 
     config: KafkaConfig
     on_frames: Sequence[Callable[[Sequence[Frame]], None]]
+    on_durable: Callable[[Sequence[Frame]], None] = lambda frames: None
 
     _stop: threading.Event = field(default_factory=threading.Event)
     _known: "OrderedDict[tuple[str, int, int], None]" = field(default_factory=OrderedDict)
     _next: dict[TopicPartition, int] = field(default_factory=dict)
+    # By partition (offset, frames): all that may be uncommitted.
+    _waiting: dict[TopicPartition, deque[tuple[int, list[Frame]]]] = field(default_factory=dict)
+    _waiting_frames: int = 0
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -55,9 +69,12 @@ class Follower:
         failing = False
         while not self._stop.is_set():
             try:
-                with contextlib.closing(self._connected()) as client:
+                with (
+                    contextlib.closing(KafkaAdminClient(**connection(self.config))) as admin,
+                    contextlib.closing(self._connected()) as client,
+                ):
                     failing = False
-                    self._read(client)
+                    self._read(client, admin)
             except Exception as failed:
                 if not failing:
                     expected = isinstance(failed, KafkaError | OSError | BadSetting)
@@ -90,14 +107,44 @@ class Follower:
             raise
         return client
 
-    def _read(self, client: Any) -> None:
+    def _read(self, client: Any, admin: Any) -> None:
+        asked_s = time.monotonic()
         while not self._stop.is_set():
             for partition, records in client.poll(timeout_ms=POLL_MS).items():
                 frames = [frame for one in records for frame in self._fresh(one.value or b"")]
                 if frames:
                     for hook in self.on_frames:
                         hook(frames)
+                    self._await(partition, records[-1].offset, frames)
                 self._next[partition] = records[-1].offset + 1
+            if self._waiting_frames and time.monotonic() >= asked_s + COMMITTED_EVERY_S:
+                self._look(admin)
+                asked_s = time.monotonic()
+
+    def _await(self, partition: TopicPartition, offset: int, frames: Sequence[Frame]) -> None:
+        places = {(frame.node, frame.window_start_ms) for frame in frames}
+        short = [Frame(node=node, window_start_ms=start_ms) for node, start_ms in places]
+        waiting = self._waiting.setdefault(partition, deque())
+        waiting.append((offset, short))
+        self._waiting_frames += len(short)
+        while self._waiting_frames > WAITING_MAX_FRAMES and len(waiting) > 1:
+            self._waiting_frames -= len(waiting.popleft()[1])
+
+    def _look(self, admin: Any) -> None:
+        """Tell of what the writers have committed since."""
+        group = self.config.group
+        try:
+            committed = admin.list_group_offsets({group: list(self._waiting)})[group]
+        except KafkaError:
+            return  # lag, which is asked likewise, says so
+        durable: list[Frame] = []
+        for partition, said in committed.items():
+            waiting = self._waiting.get(partition)
+            while waiting and waiting[0][0] < said.offset:
+                durable += waiting.popleft()[1]
+        self._waiting_frames -= len(durable)
+        if durable:
+            self.on_durable(durable)
 
     def _fresh(self, value: bytes) -> list[PackedFrame]:
         """Frames not seen before; what cannot be read the writers park."""
