@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from joulegram.agent.attribution import IDLE, WHOLE, GpuWork, Metered, attribute
 from joulegram.agent.conservation import check
 from joulegram.agent.errors import SensorFailed
-from joulegram.agent.gpus import held
+from joulegram.agent.gpus import held, only_holder
 from joulegram.agent.owners.batch import Batch
 from joulegram.agent.owners.known import Known
 from joulegram.agent.owners.owners import Owners
@@ -52,6 +52,8 @@ class PlayedGpu:
     counted_s: float = 0.0
     looked_s: float = 0.0
     blind: bool = False  # it does not say who uses it
+    began_s: float = 0.0  # before a look; 0: not told
+    unlisted: str = ""  # an instance that is as busy as pid 0, which no process is listed on
 
     def read_uj(self) -> int:
         return round(self.machine.seconds * self.watts * 1e6)
@@ -68,7 +70,8 @@ class PlayedGpu:
         uses = []
         for pid, share in self.busy.items():
             busy_ns = round(share * elapsed_ns)
-            uses.append(GpuUse(pid, busy_ns, busy_ns * self.slices.get(pid, 7)))
+            weight, where = busy_ns * self.slices.get(pid, 7), "" if pid else self.unlisted
+            uses.append(GpuUse(pid, busy_ns, weight, where, round(self.began_s * 1e9)))
         opened = [
             GpuOpen(
                 pid,
@@ -222,6 +225,96 @@ def test_use_of_a_process_whose_pid_is_another_jobs_by_now_stays_its_own(machine
     frames = machine.play(4, {1.3: end, 1.6: then}, sensors=[gpu])
     assert gpu_j(frames, "slurm", id="2", command="short", start_ticks=1000) == near(0.5 * 400)
     assert gpu_j(frames[2:], "slurm", id="1", command="next", start_ticks=5000) == near(2 * 400)
+
+
+@pytest.mark.parametrize("seen_open", [False, True])
+@pytest.mark.parametrize("tick_s", [0.5, 5.0])
+def test_use_that_is_told_when_the_process_has_ended_is_its_workloads(machine, tick_s, seen_open):
+    """Of accounting mode, or the last samples; whether or not a look had found it on the GPU."""
+    gpu = PlayedGpu(machine, 400.0, opened=[2] if seen_open else [])
+
+    def end():
+        gpu.busy, gpu.opened = {2: 1.0}, []
+        machine.end(2)
+
+    def then():
+        gpu.busy = {}
+
+    events = {6.3: end, 6.3 + tick_s: then}
+    frames = machine.play(3, events, sensors=[gpu], tick_s=tick_s, window_s=5)
+    assert gpu_j(frames[1:2], "slurm", id="2", pid=2, command="infer") == near(5 * 400)
+
+
+def test_a_pid_that_was_gone_for_long_is_nobodys(machine):
+    gpu = PlayedGpu(machine, 400.0)
+    events = {1.2: lambda: machine.end(2), 6.2: lambda: gpu.busy.update({2: 1.0})}
+    frames = machine.play(8, events, sensors=[gpu])
+    assert gpu_j(frames, "slurm") == 0
+    assert gpu_j(frames, "unattributed") == near(8 * 400)
+
+
+@pytest.mark.parametrize(
+    ("began_s", "owner"),
+    [(3.0, "1"), (0.2, "2"), (1.8, None), (0.0, "2"), (999.0, "2")],
+    ids=["the first", "the second", "between them", "not told", "nonsense"],
+)
+def test_of_those_that_had_a_pid_the_one_who_was_there_when_use_began_is_charged(
+    machine, began_s, owner
+):
+    """Pid 3 is job 1's from 4 s to 2 s before the look, and job 2's from 0.5 s before it."""
+    machine.task(3, b"first", JOB_A, start=400)
+    uptime = machine.root / "proc/uptime"
+    uptime.write_text("8.00 0.00\n")
+    gpu = PlayedGpu(machine, 400.0)
+
+    def again():
+        machine.task(3, b"second", JOB_B, start=750)
+
+    def tell():
+        gpu.busy, gpu.began_s = {3: 1.0}, began_s
+
+    events = {1.2: lambda: machine.end(3), 3.3: again, 3.4: tell, 3.6: lambda: gpu.busy.clear()}
+    frames = machine.play(4, events, sensors=[gpu])
+    charged = {r["id"] for f in frames for r in rows(f) if r["kind"] == "slurm" and r["gpu_uj"]}
+    assert charged == ({owner} if owner else set())
+
+
+def test_whoever_has_the_pid_of_one_that_has_just_ended_is_not_charged(machine):
+    gpu = PlayedGpu(machine, 400.0)
+
+    def again():
+        gpu.busy = {1: 1.0}
+        machine.end(1)
+        machine.task(1, b"next", JOB_B, start=5000)
+
+    frames = machine.play(3, {1.2: again, 1.6: lambda: gpu.busy.clear()}, sensors=[gpu])
+    assert gpu_j(frames, "slurm", id="1", command="train") == near(400)
+    assert gpu_j(frames, "slurm", id="2") == 0
+
+
+def test_a_busy_instance_without_processes_keeps_its_energy_from_its_neighbours(machine):
+    gpu = PlayedGpu(machine, 400.0, {0: 0.9, 2: 0.1}, {0: 3, 2: 3}, [2], unlisted="MIG-4g")
+    frames = machine.play(3, sensors=[gpu])
+    assert gpu_j(frames, "slurm", id="2") == near(3 * 40)
+    assert gpu_j(frames, "unattributed") == near(3 * 360)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("MIG-4g", "slurm"), ("MIG-1g", "unattributed")])
+def test_a_busy_instance_without_processes_is_who_it_was_given_to(machine, name, kind):
+    gpu = PlayedGpu(machine, 400.0, {0: 0.9, 2: 0.1}, {0: 3, 2: 3}, [2], unlisted="MIG-4g")
+    frames = machine.play(3, sensors=[gpu], owners=giving_out({A: name}))
+    ids = {"id": "1"} if kind == "slurm" else {}
+    assert gpu_j(frames, kind, **ids) == near(3 * 360)
+
+
+def test_the_one_who_was_given_an_instance():
+    names = {"0": 1.0, "GPU-1": 1.0, "MIG-a": 1 / 7}
+    assert only_holder("MIG-a", names, [(A, ["MIG-a"]), (B, ["MIG-b"])]) == A
+    assert only_holder("MIG-a", names, [(A, ["GPU-1", "0"])]) == A
+    assert only_holder("MIG-a", names, [(A, ["all"])]) == A
+    assert only_holder("MIG-a", names, [(A, ["MIG-a"]), (B, ["MIG-a"])]) is None
+    assert only_holder("MIG-a", names, [(B, ["1"])]) is None
+    assert only_holder("", names, [(A, ["0"])]) is None
 
 
 def test_use_by_a_pid_that_nobody_knows_is_unattributed(machine):

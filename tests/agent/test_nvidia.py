@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joulegram.agent.errors import AgentError
+from joulegram.agent.sensors.gpu import NO_PID, GpuLook
 from joulegram.agent.sensors.nvidia.sm_use import LOOK_MAX_US, SmSample, SmUse
 from tests.agent.nvml.asked import START_US, Asked, asking
 from tests.agent.nvml.library import build
@@ -244,6 +245,16 @@ def test_a_process_that_ended_between_two_looks_is_owed_its_time(machine):
     assert busy_ms(machine) == {}
 
 
+def test_accounting_mode_says_since_when(machine):
+    """A pid may be another's by now; what lies ahead of us is no time."""
+    on = A + "accounting 1\n"
+    machine.begin(on)
+    machine.look()
+    later = f"accounted 8 300 50 {at(9)} 0\n"
+    machine.play(on + f"accounted 7 300 100 {at(0.5)} 0\n" + later, 1)
+    assert {use.pid: use.began_ns / MS_NS for use in machine.look().uses} == {7: 500, 8: 0}
+
+
 def test_nobody_is_owed_more_than_the_time_since_the_look_before(machine):
     """What it did before the agent began is not this tick's."""
     machine.begin(A + "accounting 1\nprocess compute 7\n" + accounted(7, 0, 0, running=1))
@@ -317,6 +328,54 @@ def test_processes_of_one_instance_share_its_activity_modelled(machine):
     look = machine.look()
     assert look.modelled
     assert {use.pid: use.weight / MS_NS for use in look.uses} == {1: 500, 2: 1000, 3: 1000}
+
+
+def watched(machine: Asked, *traces: str) -> GpuLook:
+    """The look at the last trace, a second after the one before; the first is seen twice."""
+    machine.begin(A + "gpm\n" + traces[0])
+    machine.look()
+    for trace in traces:
+        machine.play(A + "gpm\n" + trace, 1)
+        look = machine.look()
+    return look
+
+
+def test_what_an_instance_without_processes_did_is_not_its_neighbours(machine):
+    look = watched(
+        machine, "process compute 2 2 0\nmig MIG-1 1 0 3\nsm 90\nmig MIG-2 2 0 3\nsm 10\n"
+    )
+    assert not look.modelled
+    assert [(use.pid, use.partition, use.weight / MS_NS) for use in look.uses] == [
+        (NO_PID, "MIG-1", 2700),
+        (2, "", 300),
+    ]
+
+
+def test_a_process_that_has_just_ended_did_what_its_instance_did(machine):
+    parts = PARTS.format("sm 90\n", "sm 10\n")
+    look = watched(machine, HELD + parts, "process compute 2 2 0\n" + parts)
+    assert {use.pid: use.weight / MS_NS for use in look.uses} == {1: 900, 2: 400}
+    machine.play(A + "gpm\n" + "process compute 2 2 0\n" + parts, 1)
+    assert {use.pid: use.weight / MS_NS for use in machine.look().uses} == {NO_PID: 900, 2: 400}
+
+
+@pytest.mark.parametrize("pids", [(5,), (5, 6), ()])
+def test_compute_instances_share_all_that_their_gpu_instance_did(machine, pids):
+    """Half of 4 slices; beside a neighbour of 1."""
+    inside = "".join(f"process compute {pid} 2 {pid - 5}\n" for pid in pids)
+    parts = "mig MIG-1c 2 0 4 1\nsm 50\nmig MIG-2c 2 1 4 2\nsm 50\nmig MIG-1 1 0 1\nsm 100\n"
+    look = watched(machine, inside + "process compute 1 1 0\n" + parts)
+    weights = {use.pid: round(use.weight / MS_NS) for use in look.uses}
+    shared = {(5,): {5: 2000}, (5, 6): {5: 667, 6: 1333}, (): {NO_PID: 2000}}[pids]
+    assert weights == {**shared, 1: 1000}
+    assert look.modelled == (len(pids) > 1)
+    assert {use.partition for use in look.uses} == {""}, "nobody knows which of the two"
+
+
+def test_an_instance_with_processes_that_tells_nothing_gives_nothing_to_the_others(machine):
+    look = watched(machine, HELD + PARTS.format("sm 10\n", ""))
+    assert look.modelled
+    assert {use.pid: use.weight / MS_NS for use in look.uses} == {1: 1000, 2: 4000}
 
 
 def test_compute_instances_hold_their_own_slices(machine):

@@ -14,7 +14,8 @@ from joulegram.agent.attribution import WHOLE, GpuWork
 from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.identity import Identity
 from joulegram.agent.owners.known import ALL_GPUS
-from joulegram.agent.sensors.gpu import GpuOpen, GpuUsers
+from joulegram.agent.sensors.gpu import NO_PID, GpuOpen, GpuUse, GpuUsers
+from joulegram.agent.use.ended import Ended, there_by_then, uptime_ns
 from joulegram.agent.use.procfs import Process, Processes
 from joulegram.agent.use.usage import Use
 from joulegram.agent.windows import Timeline, Window
@@ -64,6 +65,7 @@ class Gpus:
     processes: Processes
     identity: Identity
     holding: Holding
+    ended: Ended = field(default_factory=Ended)
     _known: dict[str, Gpu] = field(default_factory=dict)
 
     def add(self, users: GpuUsers, now_ns: int) -> None:
@@ -77,6 +79,7 @@ class Gpus:
         """Look at all of them. Processes must have been read just before."""
         if not self._known:
             return
+        self.ended.note(self.processes.ended, now_ns)
         holding = [(owner, names) for owner, names in self.holding() if names]
         for gpu in self._known.values():
             self._look(gpu, timeline, now_ns, holding)
@@ -102,7 +105,7 @@ class Gpus:
         gpu.opened = {
             pid: known
             for pid, known in gpu.opened.items()
-            if now_ns - known.seen_ns <= REMEMBERED_NS
+            if since_ns - known.seen_ns <= REMEMBERED_NS
         }
         gpu.open_by = {}
         for at in look.opened[:OPENED_MAX]:
@@ -113,8 +116,13 @@ class Gpus:
                 gpu.opened[at.pid] = replace(known, seen_ns=now_ns)
                 gpu.open_by[at] = known.owner
         device = gpu.users.device
+        key: tuple[Owner, Process | None]
         for use in look.uses:
-            key = self._found(use.pid, gpu) or (Owner(UNATTRIBUTED), None)
+            if use.pid == NO_PID:
+                holder = only_holder(use.partition, gpu.users.names(), holding)
+                key = holder or Owner(UNATTRIBUTED), None
+            else:
+                key = self._found(use, gpu, since_ns, now_ns) or (Owner(UNATTRIBUTED), None)
             for window, weight, _ in timeline.spread(use.weight, since_ns, now_ns):
                 window.gpu(device).add_use(key, weight, 0)
             for window, busy_ns, _ in timeline.spread(use.busy_ns, since_ns, now_ns):
@@ -152,14 +160,54 @@ class Gpus:
             if (known := gpu.opened.get(at.pid)) and self.processes.get(at.pid) is known.process
         }
 
-    def _found(self, pid: int, gpu: Gpu) -> tuple[Owner, Process] | None:
+    def _found(
+        self, use: GpuUse, gpu: Gpu, since_ns: int, now_ns: int
+    ) -> tuple[Owner, Process] | None:
         """Who used it, once it is known who has it open."""
-        process, known = self.processes.get(pid), gpu.opened.get(pid)
+        living, known = self.processes.get(use.pid), gpu.opened.get(use.pid)
         # One that has just ended is known from when it still had the GPU open, also where its
         # pid is another's by now.
-        if known is not None and known.process is not process:
-            return known.owner, known.process
-        return (self.identity.place(process).owner, process) if process is not None else None
+        before = known if known is not None and known.process is not living else None
+        up_ns = uptime_ns(self.identity.procfs) if use.began_ns else None
+        process: Process | None
+        if up_ns is not None and use.began_ns <= up_ns:
+            those = self.ended.of(use.pid, now_ns - use.began_ns)
+            if before is not None and before.process not in those:
+                those.insert(0, before.process)
+            if living is not None:
+                those.insert(0, living)
+            process = there_by_then(those, up_ns, use.began_ns)
+        elif before is not None:
+            process = before.process
+        else:
+            # Who has its pid since the last look has the GPU open, or did not use it.
+            just = self.ended.of(use.pid, since_ns) if known is None else []
+            late = self.ended.of(use.pid, since_ns - REMEMBERED_NS)
+            process = next(iter(just), None) or living or next(iter(late), None)
+        if process is None:
+            return None
+        if before is not None and process is before.process:
+            return before.owner, process
+        return self.identity.place(process).owner, process
+
+
+def only_holder(
+    partition: str, names: Mapping[str, float], holding: Iterable[tuple[Owner, Sequence[str]]]
+) -> Owner | None:
+    """The one workload that a scheduler gave a part of a GPU to; None: none, or several.
+
+    Args:
+        partition: "" is none.
+        names, holding: as in `held`.
+    """
+    owners = {
+        owner
+        for owner, own in holding
+        for name in own
+        if owner.kind not in RESERVED
+        and (name in (partition, ALL_GPUS) or names.get(name, 0.0) >= 1.0)
+    }
+    return owners.pop() if partition and len(owners) == 1 else None
 
 
 def held(

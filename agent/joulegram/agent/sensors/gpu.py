@@ -6,14 +6,18 @@ from typing import Protocol
 
 from joulegram.agent.sensors.sensor import PowerSensor, Sensor
 
+NO_PID = 0
+
 
 @dataclass(frozen=True, slots=True)
 class GpuUse:
-    """What one process did on a GPU between two looks."""
+    """What one process did on a GPU between two looks, or a partition without any."""
 
-    pid: int
+    pid: int  # NO_PID: the partition was busy, and no process is listed there
     busy_ns: int  # time-weighted use of the whole GPU or of its partition: SM or engine time
     weight: int  # shares out the GPU's active energy; busy_ns, for MIG busy_ns x slices
+    partition: str = ""  # where it is known that nobody else can have done it
+    began_ns: int = 0  # it was there so long before the look; 0: not told
 
 
 @dataclass(frozen=True, slots=True)

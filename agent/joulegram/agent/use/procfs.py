@@ -97,6 +97,7 @@ class Process:
     path_of: bytes | None = None  # ...these `groups`
     ran_at: int = 0  # members.py's: its tick in which this ran, moved or came
     zombie: bool = False  # it ended, all its threads too, and will not run again
+    gone: bool = False  # it is not there any more
     file: int = -1
     raw: bytes = b""
     # When it was last read well, if it could not be read since; else 0.
@@ -143,6 +144,7 @@ class Processes:
         self._root = procfs
         self.counts_forks = is_kernels_procfs(procfs) if counts_forks is None else counts_forks
         self._known: dict[int, Process] = {}
+        self.ended: list[Process] = []  # those whose end the last scan found
         self._names: set[str] = set()  # in the last listing, and settled: met, or no process
         self._waiting: list[str] = []  # in the last listing, and more than could be met
         self._unread: set[int] = set()  # were there from the start, and could not be read yet
@@ -193,6 +195,7 @@ class Processes:
         Raises: OSError when procfs cannot be listed.
         """
         scan = Scan(now_ns)
+        self.ended = scan.ended
         self._before_ns = self._now_ns
         self._retries = RETRIES_PER_SCAN
         self.read(self._known.values() if due is None else due, scan, plausible_ns)
@@ -306,6 +309,8 @@ class Processes:
 
     def groups(self, process: Process) -> bytes:
         """The process's cgroup file, read anew; what it held last when that fails."""
+        if process.gone:  # and its pid may be another's
+            return process.groups
         for attempt in range(ATTEMPTS):
             if attempt:
                 if self._retries <= 0:
@@ -433,6 +438,7 @@ class Processes:
         self._let_go(process.file)
         self._let_go(process.groups_file)
         process.file = process.groups_file = -1
+        process.gone = True
         scan.ended.append(process)
 
     def _open(self, pid: int) -> tuple[bytes, int]:

@@ -14,6 +14,14 @@ from joulegram.agent.sensors.nvidia.nvml import Board
 NS_PER_MS = 1_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What is left to count of a process that ended."""
+
+    ns: int
+    began_us: int  # UTC since 1970; 0: not told
+
+
 @dataclass(slots=True)
 class Accounting:
     """What was counted of whom, until the driver says how much it was in all."""
@@ -23,9 +31,9 @@ class Accounting:
     _settled: set[int] = field(default_factory=set, init=False)  # ended, nothing owed
     _counted_ns: dict[int, int] = field(default_factory=dict, init=False)
 
-    def owed_ns(
+    def owed(
         self, opened: Collection[int], busy_ns: Mapping[int, int], elapsed_ns: int
-    ) -> dict[int, int]:
+    ) -> dict[int, Owed]:
         """What processes that ended since the look before did, beyond what was counted already.
 
         Args:
@@ -43,7 +51,7 @@ class Accounting:
         ended = listed - self._settled - set(opened)
         self._settled &= listed
         self._settled -= set(opened)  # a pid that is used again
-        owed: dict[int, int] = {}
+        owed: dict[int, Owed] = {}
         for pid in ended:
             stats = self.board.told("nvmlDeviceGetAccountingStats", pid)
             if stats is None or stats.isRunning:
@@ -54,7 +62,7 @@ class Accounting:
             left_ns = stats.time * NS_PER_MS * share // 100 - counted_ns
             room_ns = elapsed_ns * share // 100 - busy_ns.get(pid, 0)
             if min(left_ns, room_ns) > 0:
-                owed[pid] = min(left_ns, room_ns)
+                owed[pid] = Owed(min(left_ns, room_ns), int(stats.startTime))
         alive = set(opened) | busy_ns.keys()
         self._counted_ns = {pid: ns for pid, ns in self._counted_ns.items() if pid in alive}
         return owed

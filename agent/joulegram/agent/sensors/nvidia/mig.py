@@ -35,6 +35,7 @@ class Instance:
     gi: int  # GPU instance
     ci: int  # compute instance in it
     slices: int
+    gi_slices: int  # of its GPU instance, its own among them
     total: int  # slices of the whole GPU
 
     @property
@@ -63,8 +64,8 @@ def instances(board: Board) -> list[Instance]:
     ]
     total = max(_whole(board, most), sum(slices))
     return [
-        Instance(uuid, handle, index, gi, ci, n, total)
-        for (uuid, handle, index, gi, ci, _, _), n in zip(found, slices, strict=True)
+        Instance(uuid, handle, index, gi, ci, n, max(n, whole), total)
+        for (uuid, handle, index, gi, ci, whole, _), n in zip(found, slices, strict=True)
     ]
 
 

@@ -1,9 +1,11 @@
 """Who uses a GPU in MIG mode: slices times activity, by the first of these that tells anything.
 
 1. Samples of SM use per process, of the MIG devices or of the GPU, times the instance's slices.
-2. The GPU's performance monitor: SM activity per instance, times its slices, in equal parts to
-   the processes of the instance; `modelled` where there are several.
-3. The slices of instances that hold processes, in equal parts to these; `modelled`.
+2. The GPU's performance monitor: SM activity per GPU instance, times its slices, to its processes;
+   `modelled` where there are several. An instance that was busy without any keeps its weight: what
+   it did is nobody else's.
+3. The slices of instances that hold processes, in equal parts to these; `modelled`. So too while
+   the monitor tells nothing of one that holds processes.
 """
 
 import logging
@@ -14,7 +16,7 @@ from typing import TypeVar
 
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorFailed
-from joulegram.agent.sensors.gpu import GpuLook, GpuOpen, GpuUse
+from joulegram.agent.sensors.gpu import NO_PID, GpuLook, GpuOpen, GpuUse
 from joulegram.agent.sensors.nvidia.mig import Activity, Instance
 from joulegram.agent.sensors.nvidia.nvml import Board
 from joulegram.agent.sensors.nvidia.processes import NO_INSTANCE, Ask, opened, sm_samples
@@ -60,7 +62,17 @@ class MigUsers:
         if self._sampled:
             return GpuLook(uses, opened_now)
         percents = {gi: self._activity.percent(gi) for gi in {part.gi for part in self.parts}}
-        return active_look(inside, percents, opened_now, elapsed_ns)
+        untold = any(percents[part.gi] is None for part, pids in inside if pids)
+        if untold or all(percent is None for percent in percents.values()):
+            uses, modelled = by_slices(inside, elapsed_ns), True
+        else:
+            told = {gi: percent for gi, percent in percents.items() if percent is not None}
+            ended = [
+                (part, [pid for pid, there in before.items() if there.uuid == part.uuid])
+                for part in self.parts
+            ]
+            uses, modelled = by_activity(inside, ended, told, elapsed_ns)
+        return GpuLook(uses, opened_now, modelled and bool(uses))
 
     def _inside(self) -> list[tuple[Instance, list[int]]]:
         """Every instance with the processes that have it open."""
@@ -110,30 +122,50 @@ class MigUsers:
             return None
 
 
-def active_look(
-    inside: Sequence[tuple[Instance, Sequence[int]]],
-    percents: Mapping[int, float | None],
-    opened_now: Sequence[GpuOpen],
-    elapsed_ns: int,
-) -> GpuLook:
-    """Uses from what instances did, or, where no instance tells, from who holds them.
+def by_slices(inside: Sequence[tuple[Instance, Sequence[int]]], elapsed_ns: int) -> list[GpuUse]:
+    """Uses by who holds slices, since it is not told who was busy.
 
     Args:
         inside: each instance with its processes.
-        percents: SM activity by GPU instance.
     """
-    told = any(percent is not None for percent in percents.values())
-    # Compute instances that share a GPU instance share its activity too.
-    holders = [part.gi for part, pids in inside for _ in pids]
+    return [
+        GpuUse(pid, 0, elapsed_ns // len(pids) * part.slices)
+        for part, pids in inside
+        for pid in pids
+        if elapsed_ns >= len(pids)
+    ]
+
+
+def by_activity(
+    inside: Sequence[tuple[Instance, Sequence[int]]],
+    ended: Sequence[tuple[Instance, Sequence[int]]],
+    percents: Mapping[int, float],
+    elapsed_ns: int,
+) -> tuple[list[GpuUse], bool]:
+    """Uses by what GPU instances did, and whether somebody's part of that is modelled.
+
+    Args:
+        inside: each instance with its processes.
+        ended: each with those of the look before: they did it where it holds none now.
+        percents: SM activity by GPU instance, of those that told it.
+    """
     uses, modelled = [], False
-    for part, pids in inside:
-        percent = percents.get(part.gi)
-        if not pids or (told and percent is None):
+    for gi, percent in sorted(percents.items()):
+        active_ns = round(elapsed_ns * percent / 100)
+        parts = [(part, pids) for part, pids in inside if part.gi == gi]
+        # Compute instances that share a GPU instance share its activity too.
+        holding = [(part, pids) for part, pids in parts if pids] or [
+            (part, pids) for part, pids in ended if part.gi == gi and pids
+        ]
+        if not active_ns or not parts:
             continue
-        active_ns = elapsed_ns if percent is None else round(elapsed_ns * percent / 100)
-        share_ns = active_ns // len(pids)
-        if share_ns:
-            busy_ns = 0 if percent is None else share_ns
-            uses += [GpuUse(pid, busy_ns, share_ns * part.slices) for pid in pids]
-            modelled = modelled or percent is None or holders.count(part.gi) > 1
-    return GpuLook(uses, opened_now, modelled)
+        weight = active_ns * parts[0][0].gi_slices
+        if not holding:
+            partition = parts[0][0].uuid if len(parts) == 1 else ""
+            uses.append(GpuUse(NO_PID, active_ns, weight, partition))
+        slices = sum(part.slices for part, _ in holding)
+        for part, pids in holding:
+            share_ns = weight * part.slices // slices // len(pids)
+            uses += [GpuUse(pid, active_ns // len(pids), share_ns) for pid in pids if share_ns]
+        modelled = modelled or sum(len(pids) for _, pids in holding) > 1
+    return uses, modelled

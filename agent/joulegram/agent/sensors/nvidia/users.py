@@ -97,12 +97,17 @@ class Users:
         # Whoever uses it has it open, also where the driver lists nobody.
         open_by = pids or list(busy_ns)
         modelled = samples is None and any(weights.values())
+        began_ns: dict[int, int] = {}
         if self._accounting is not None:
-            for pid, ns in self._accounting.owed_ns(pids, busy_ns, elapsed_ns).items():
-                busy_ns[pid] = busy_ns.get(pid, 0) + ns
-                weights[pid] = weights.get(pid, 0) + ns
+            for pid, owed in self._accounting.owed(pids, busy_ns, elapsed_ns).items():
+                busy_ns[pid] = busy_ns.get(pid, 0) + owed.ns
+                weights[pid] = weights.get(pid, 0) + owed.ns
+                if 0 < owed.began_us <= now_us:
+                    began_ns[pid] = (now_us - owed.began_us) * 1000
         uses = [
-            GpuUse(pid, busy_ns.get(pid, 0), weight) for pid, weight in weights.items() if weight
+            GpuUse(pid, busy_ns.get(pid, 0), weight, began_ns=began_ns.get(pid, 0))
+            for pid, weight in weights.items()
+            if weight
         ]
         return GpuLook(uses, [GpuOpen(pid, "", 1.0) for pid in open_by], modelled)
 
