@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from joulegram.collector import counters
+from joulegram.collector.kafka.config import SPOOLS_KEEP_DAYS
 from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.ledger.partitions import drop_partition, partitions, period
 from joulegram.collector.rollup import Rollup
@@ -21,7 +22,6 @@ from joulegram.collector.sealed import seal, sealed_until
 log = logging.getLogger(__name__)
 
 GRACE = timedelta(days=1)
-SPOOLS_KEEP_DAYS = 30.0  # unless agents are told otherwise
 EVERY_S = 3600.0
 
 # Rows last: a day of which rows lie without devices is read from its slots.

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from joulegram.collector.config import CollectorConfig
 from joulegram.collector.errors import BadSetting
 from joulegram.collector.kafka import lag
 from joulegram.collector.kafka.config import KafkaConfig, check_retention
@@ -138,9 +139,12 @@ async def test_lag_tells_how_long_until_frames_are_lost(
 
 def test_the_ledger_outlives_what_waits_in_kafka() -> None:
     kafka = KafkaConfig(brokers=("k:1",), retention_days=7.0, dead_letter_days=30.0)
-    check_retention(kafka, 90.0)
-    with pytest.raises(BadSetting, match=r"kafka\.retention_days"):
-        check_retention(kafka, 37.0)
+    check_retention(KafkaConfig(brokers=("k:1",)), CollectorConfig().raw_days)
+    # 30 days in a spool, 7 in the topic, 30 as a dead letter.
+    check_retention(kafka, 67.5)
+    for days in (37.0, 38.0, 67.0):
+        with pytest.raises(BadSetting, match=r"not above 67: .*kafka\.retention_days"):
+            check_retention(kafka, days)
     check_retention(replace(kafka, brokers=()), 37.0)
 
 

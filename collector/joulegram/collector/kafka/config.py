@@ -11,6 +11,7 @@ from joulegram.collector.errors import BadSetting
 RECORD_MOST_BYTES = 17 * 2**20
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 NO_FLAG = None
+SPOOLS_KEEP_DAYS = 30.0  # [agent] spool_max_days, unless agents are told otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,17 +187,18 @@ class KafkaConfig:
 
 
 def check_retention(config: KafkaConfig, raw_days: float) -> None:
-    """Whether what waits in Kafka can still be stored when it comes.
+    """Whether the oldest frame that may come, out of a spool and through Kafka, can be stored.
 
     Args:
         raw_days: how long the ledger keeps rows; an older frame is parked.
     Raises: BadSetting naming both.
     """
-    longest_days = config.retention_days + config.dead_letter_days
+    longest_days = SPOOLS_KEEP_DAYS + config.retention_days + config.dead_letter_days
     if config.on and raw_days <= longest_days:
         raise BadSetting(
-            f"collector.raw_days = {raw_days:g} is not above kafka.retention_days + "
-            f"kafka.dead_letter_days = {longest_days:g}: a frame could come out of Kafka too old "
-            "for the ledger. Raise raw_days, with the age of agents' spools (spool_max_days) added "
-            "on top, or lower the others."
+            f"collector.raw_days = {raw_days:g} is not above {longest_days:g}: agents' spools keep "
+            f"frames for {SPOOLS_KEEP_DAYS:g} days, then kafka.retention_days = "
+            f"{config.retention_days:g} and kafka.dead_letter_days = {config.dead_letter_days:g} "
+            "may pass, and a frame could come out of Kafka too old for the ledger. Raise raw_days, "
+            "or lower the days of Kafka."
         )
