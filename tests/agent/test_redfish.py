@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 
 from joulegram.agent.config import AgentConfig
 from joulegram.agent.errors import BadSetting, SensorDenied, SensorFailed
+from joulegram.agent.integral import Integral
 from joulegram.agent.sensors.bmc.background import Later, SlowPlatform
-from joulegram.agent.sensors.bmc.redfish import NodePower, environment, meters, power, redfish_power
+from joulegram.agent.sensors.bmc.redfish import NodePower, meters, redfish_power
 from joulegram.agent.sensors.bmc.redfish_client import Access, RedfishClient
+from joulegram.agent.sensors.bmc.redfish_readings import environment, power, sensor, supplies
+from joulegram.agent.sensors.sensor import Sample
 from tests.agent.played import Clock
 from tests.certificates import Authority
 from tests.redfish_server import (
@@ -108,25 +111,136 @@ def test_supplies_that_are_listed_for_themselves_add_up() -> None:
     assert power({"PowerControl": supplies}).watts == 410
     whole = {"PhysicalContext": "Chassis", "PowerConsumedWatts": 400}
     assert power({"PowerControl": [*supplies, whole]}).watts == 400
+    assert not power({"PowerControl": [{**supplies[0], "PowerConsumedWatts": None}, supplies[1]]})
+
+
+def test_what_the_supplies_take_in_where_nothing_says_the_whole() -> None:
+    """Each that feeds must say it: the others alone would be too little."""
+    one, two = {"PowerInputWatts": 180}, {"PowerInputWatts": 170, "LastPowerOutputWatts": 160}
+    gone = {"PowerInputWatts": None, "Status": {"State": "Absent"}}
+    unplugged = {"PowerInputWatts": 0, "Status": {"State": "Enabled"}}
+    assert power({"PowerSupplies": [one, two, gone, unplugged]}).watts == 350
+    assert not power({"PowerSupplies": [one, {"LastPowerOutputWatts": 160}]})
+    assert (
+        power({"PowerControl": [{"PowerConsumedWatts": 344}], "PowerSupplies": [one]}).watts == 344
+    )
+
+
+@pytest.mark.parametrize(("over_min", "taken"), [(1, 280), (20, None), (None, None), (0, None)])
+def test_a_mean_over_a_minute_is_a_reading_and_one_over_longer_is_none(
+    over_min: float | None, taken: float | None
+) -> None:
+    metrics = {"AverageConsumedWatts": 280, "IntervalInMin": over_min}
+    control = {"PowerConsumedWatts": None, "PowerMetrics": metrics}
+    assert power({"PowerControl": [control]}).watts == taken
+    assert power({"PowerControl": [{**control, "PowerConsumedWatts": 300}]}).watts == 300
+
+
+def test_a_sensor_that_the_metrics_name(bmc: RedfishServer) -> None:
+    bmc.resources[METRICS]["PowerWatts"] = {"DataSourceUri": f"{ROOT}/Chassis/1U/Sensors/Power"}
+    bmc.put("/Chassis/1U/Sensors/Power", Reading=312.5, ReadingType="Power", ReadingUnits="W")
+    assert watts(bmc) == 312.5
+    bmc.put("/Chassis/1U/Sensors/Power", Reading=0.3, ReadingUnits="kW")
+    with pytest.raises(SensorFailed, match="no chassis of this node says its power"):
+        watts(bmc)
+    with redfish_server() as other:
+        bmc.resources[METRICS]["PowerWatts"] = {"DataSourceUri": other.url + METRICS}
+        with pytest.raises(SensorFailed, match="not on the same host"):
+            watts(bmc)
+        assert other.asked == []
+
+
+def test_the_newest_model_s_supplies(bmc: RedfishServer) -> None:
+    bmc.resources[METRICS]["PowerWatts"] = {"Reading": None}
+    inside = "/Chassis/1U/PowerSubsystem"
+    bmc.resources[f"{ROOT}/Chassis/1U"]["PowerSubsystem"] = link(inside)
+    bmc.put(inside, PowerSupplies=link(f"{inside}/PowerSupplies"))
+    bmc.collection(f"{inside}/PowerSupplies", "a", "b", "c")
+    for name, takes in (("a", 151), ("b", 152), ("c", None)):
+        path = f"{inside}/PowerSupplies/{name}"
+        state = "Enabled" if takes else "Absent"
+        bmc.put(path, Metrics=link(f"{path}/Metrics"), Status={"State": state})
+        bmc.put(f"{path}/Metrics", InputPowerWatts={"Reading": takes})
+    asking = reader(bmc)
+    sample = asking.ask()
+    assert sample is not None and sample.power_uw == 303 * 10**6
+    del bmc.asked[:]
+    asking.ask()
+    assert len(bmc.asked) == 2, "one question for each that feeds"
+    bmc.put(f"{inside}/PowerSupplies/b/Metrics", InputPowerWatts={"Reading": None})
+    with pytest.raises(SensorFailed, match="says no power at this moment"):
+        asking.ask()
 
 
 @pytest.mark.parametrize(("member", "joules"), [("EnergyJoules", 1.0), ("EnergykWh", 3.6e6)])
-def test_energies_alone_give_the_mean_power(bmc: RedfishServer, member: str, joules: float) -> None:
-    def energy(joules_now: float) -> None:
-        bmc.put("/Chassis/1U/EnvironmentMetrics", **{member: {"Reading": joules_now / joules}})
-
+def test_the_growth_of_an_energy_is_what_was_drawn(
+    bmc: RedfishServer, member: str, joules: float
+) -> None:
+    """To the window, and over an answer that failed: it is a counter, not power."""
+    clock, integral, drawn_j = Clock(), Integral(0.0, 5.0), []
     asking = reader(bmc)
-    energy(7.2e6)
+    asking.clock = clock
+
+    sample: Sample | None = None
+    course_j = (
+        7_000_000,
+        7_001_000,
+        7_004_100,
+        7_004_100,
+        7_012_100,
+        None,
+        7_014_000,
+        5,
+        1005,
+        2505,
+    )
+    for joules_now in course_j:
+        clock.mono += 5 * 10**9
+        reading = None if joules_now is None else joules_now / joules
+        bmc.put("/Chassis/1U/EnvironmentMetrics", **{member: {"Reading": reading}})
+        try:
+            sample = asking.ask() or sample  # what is not new is told again
+            interval = integral.take(clock.mono_ns(), sample) if sample else None
+        except SensorFailed:
+            integral.failed()
+            continue
+        if interval is not None:
+            drawn_j.append(interval.energy_uj / 1e6)
+    # The first two begin; what was drawn before it started again is not known.
+    assert drawn_j == pytest.approx([3100, 8000, 1900, 1500], abs=0.01)
+
+
+def test_an_energy_that_hardly_moves_says_nothing_of_a_window(bmc: RedfishServer) -> None:
+    """0.1 kWh are twenty minutes of a node: 300 W then would be 36 kW now."""
+    asking = reader(bmc)
+    bmc.put("/Chassis/1U/EnvironmentMetrics", EnergykWh={"Reading": 812.1})
     assert asking.ask() is None, "one reading is no power"
-    asking.clock.mono += 10 * 10**9  # type: ignore[attr-defined]
-    assert asking.ask() is None, "it has not moved"
-    asking.clock.mono += 10 * 10**9  # type: ignore[attr-defined]
-    energy(7.2e6 + 7200)
-    sample = asking.ask()
-    assert sample is not None and sample.power_uw == pytest.approx(360e6)
-    asking.clock.mono += 10 * 10**9  # type: ignore[attr-defined]
-    energy(5.0)
-    assert asking.ask() is None, "it started again"
+    asking.clock.mono += 31 * 10**9  # type: ignore[attr-defined]
+    with pytest.raises(SensorFailed, match="has not moved for 30 s"):
+        asking.ask()
+    bmc.put("/Chassis/1U/EnvironmentMetrics", EnergykWh={"Reading": 812.2})
+    with pytest.raises(SensorFailed, match="not told for too long"):
+        asking.ask()
+
+
+def test_of_several_energies_none_is_lost_while_another_stands_still(bmc: RedfishServer) -> None:
+    bmc.collection("/Chassis", "1U", "jbod")
+    bmc.put("/Systems/437XR1138R2", Links={"Chassis": links("/Chassis/1U", "/Chassis/jbod")})
+    chassis(bmc, "jbod", None, ["437XR1138R2"])
+    asking = reader(bmc)
+    drawn_j = 0.0
+    for node_j, disks_j in ((0, 0), (1000, 0), (2000, 500), (2000, 1000)):
+        bmc.put("/Chassis/1U/EnvironmentMetrics", EnergyJoules={"Reading": node_j})
+        bmc.put("/Chassis/jbod/EnvironmentMetrics", EnergyJoules={"Reading": disks_j})
+        if (sample := asking.ask()) is not None:
+            assert sample.since_ns == sample.at_ns - 5 * 10**9
+            drawn_j += sample.power_uw * 5 / 1e6
+        asking.clock.mono += 5 * 10**9  # type: ignore[attr-defined]
+    assert drawn_j == 3000
+    bmc.put("/Chassis/1U/EnvironmentMetrics", EnergyJoules={"Reading": 1000})
+    bmc.put("/Chassis/jbod/EnvironmentMetrics", EnergyJoules={"Reading": 9000})
+    with pytest.raises(SensorFailed, match="began again"):
+        asking.ask()
 
 
 # Which chassis
@@ -331,6 +445,9 @@ def test_only_a_certificate_that_the_operator_trusts(tmp_path: Path) -> None:
                 watts(server, ca=ca)
         with pytest.raises(SensorFailed, match=r"redfish_ca = .*no PEM certificates"):
             watts(server, ca=pair.key)
+        server.url = server.url.replace("127.0.0.1", "localhost")
+        with pytest.raises(SensorFailed, match=r"mismatch.*Set redfish_url"):
+            watts(server, ca=authority.cert)
 
 
 # One connection
@@ -472,7 +589,9 @@ JSON = st.recursive(
                 ["@odata.id", "Members", "Links", "Chassis", "ComputerSystems", "Reading",
                  "PowerWatts", "PowerControl", "PowerConsumedWatts", "PhysicalContext",
                  "EnergyJoules", "EnvironmentMetrics", "Power", "Contains", "ContainedBy",
-                 "ChassisType", "HostName", "Systems"]
+                 "ChassisType", "HostName", "Systems", "DataSourceUri", "PowerSupplies",
+                 "PowerInputWatts", "PowerMetrics", "AverageConsumedWatts", "IntervalInMin",
+                 "PowerSubsystem", "Metrics", "InputPowerWatts", "Status", "State"]
             ),
             inner | st.sampled_from([f"{ROOT}/Chassis", f"{ROOT}/Chassis/1U", METRICS]),
             max_size=4,
@@ -492,7 +611,8 @@ def test_any_json_is_a_reading_or_a_failure(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(server.resources)))
     value = data.draw(st.dictionaries(st.sampled_from(
         ["Members", "Links", "Chassis", "Systems", "PowerWatts", "PowerControl",
-         "EnvironmentMetrics", "Power", "ChassisType", "HostName", "EnergykWh"]), JSON
+         "EnvironmentMetrics", "Power", "ChassisType", "HostName", "EnergykWh", "PowerSupplies",
+         "PowerSubsystem", "Metrics", "Reading", "InputPowerWatts"]), JSON
     ))  # fmt: skip
     server.resources[path] = value
 
@@ -508,7 +628,7 @@ def test_any_json_is_a_reading_or_a_failure(data: st.DataObject) -> None:
             assert reading.watts is None or 0 < reading.watts <= 1e5
     except SensorFailed:
         pass
-    for read in (environment, power):
+    for read in (environment, power, sensor, supplies):
         assert read(value).watts is None or 0 < (read(value).watts or 0) <= 1e5
     json.dumps(value, default=str)
 

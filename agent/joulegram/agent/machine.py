@@ -143,7 +143,7 @@ def _blade(sysfs: Path, clock: Clock, whole: bool) -> list[AnySensor]:
 def _slow(config: AgentConfig, clock: Clock) -> Iterator[tuple[str, Slow]]:
     """Management controllers that are to be asked, best first."""
     if config.redfish_url:
-        # Imported here: who asks no controller does not pay for an HTTP client.
+        # Imported here: who asks no controller does not pay for its client.
         from joulegram.agent.sensors.bmc.redfish import redfish_power
         from joulegram.agent.sensors.bmc.redfish_client import Access
 

@@ -86,7 +86,7 @@ class Background:
             return newest
         if newest:
             raise SensorFailed(
-                f"{self._name}: nothing new for {age_s:.0f} s, and no error either; the "
+                f"{self._name}: nothing new for {self._stale_s:g} s, and no error either; the "
                 "management controller may hang. The agent goes on asking."
             )
         raise SensorFailed(f"{self._name}: asked, and not answered yet. Wait a few seconds.")

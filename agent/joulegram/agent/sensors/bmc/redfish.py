@@ -1,8 +1,12 @@
 """The node's power as its management controller says it over the network: Redfish.
 
-Reads  /redfish/v1/ -> Systems, Chassis -> EnvironmentMetrics (PowerWatts, else EnergyJoules or
-       EnergykWh between two answers); where a chassis has none, Power (PowerConsumedWatts)
-Format DMTF DSP0268, "Redfish Data Model": Chassis, EnvironmentMetrics, Power (deprecated)
+Reads  /redfish/v1/ -> Systems, Chassis -> the first of these that says a chassis' power:
+       EnvironmentMetrics: PowerWatts, else the growth of EnergyJoules or EnergykWh;
+       the Sensor that its PowerWatts names as DataSourceUri;
+       Power: PowerConsumedWatts, else AverageConsumedWatts over a minute, else PowerInputWatts of
+       all PowerSupplies; PowerSubsystem -> PowerSupplies -> Metrics: InputPowerWatts of all
+Format DMTF DSP0268, "Redfish Data Model": Chassis, EnvironmentMetrics, Sensor, PowerSubsystem,
+       PowerSupply, PowerSupplyMetrics, Power (deprecated)
 
 Which chassis are the node's: those that its ComputerSystem names, without any that other systems
 or other chassis share (an enclosure, a rack). Where one contains another the outer one's reading
@@ -21,79 +25,38 @@ from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorFailed
 from joulegram.agent.sensors.bmc.background import Background, Later, SlowPlatform
 from joulegram.agent.sensors.bmc.redfish_client import ROOT, Access, NotThere, RedfishClient
+from joulegram.agent.sensors.bmc.redfish_readings import (
+    GONE,
+    READERS,
+    Document,
+    Reading,
+    listed,
+    member,
+    running_w,
+)
 from joulegram.agent.sensors.sensor import Sample
 
 Get = Callable[[str], dict[str, Any]]
-Document = Mapping[str, Any]
 
 MAX_MEMBERS = 64  # of a collection; a node's controller has a handful
-MAX_W = 100_000.0
-J_PER_KWH = 3_600_000.0
+MAX_SUPPLIES = 16  # each is a question of its own; more feed more than a node
 LOOK_AGAIN_NS = 600_000_000_000  # a chassis may be added, or begin to measure
-# What holds several nodes by its nature, and what a reading of a part is about.
+# Frames wait so long. What an energy grew by over a longer time would be compared with what the
+# node's parts drew in the one window that it came with.
+MAX_GROWTH_NS = 30_000_000_000
+# What holds several nodes by its nature.
 SHARED_TYPES = ("Rack", "Pod", "Zone", "Row", "RackGroup")
-OF_PARTS = ("CPU", "CPUSubsystem", "Memory", "MemorySubsystem", "GPU", "GPUSubsystem",
-            "Accelerator", "Fan", "StorageDevice", "StorageSubsystem", "NetworkingDevice", "FPGA",
-            "ASIC", "TPU")  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What one resource says: its power, else an energy that grows."""
-
-    watts: float | None = None
-    energy_j: float | None = None
-
-    def __bool__(self) -> bool:
-        return self.watts is not None or self.energy_j is not None
-
-
-def environment(document: Document) -> Reading:
-    """EnvironmentMetrics of a chassis."""
-    watts = _power(_member(document, "PowerWatts", "Reading"))
-    if watts is not None:
-        return Reading(watts)
-    joules = _number(_member(document, "EnergyJoules", "Reading"))
-    kwh = _number(_member(document, "EnergykWh", "Reading"))
-    if joules is None and kwh is not None:
-        joules = kwh * J_PER_KWH
-    return Reading(energy_j=joules)
-
-
-def power(document: Document) -> Reading:
-    """Power of a chassis: the control of the whole, not those of its processors and the like.
-
-    Several supplies that are listed for themselves add up.
-    """
-    controls = [one for one in _list(document, "PowerControl") if isinstance(one, dict)]
-    whole = [one for one in controls if one.get("PhysicalContext") not in OF_PARTS]
-    found = [
-        (one.get("PhysicalContext") == "PowerSupply", watts)
-        for one in whole
-        if (watts := _power(one.get("PowerConsumedWatts"))) is not None
-    ]
-    if not found:
-        return Reading()
-    if all(supply for supply, _ in found):
-        return Reading(math.fsum(watts for _, watts in found))
-    return Reading(next(watts for supply, watts in found if not supply))
-
-
-READERS: Mapping[str, Callable[[Document], Reading]] = {
-    "EnvironmentMetrics": environment,
-    "Power": power,
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """A resource that says the power of one chassis."""
+    """What says the power of one chassis: one resource, or one for each of its supplies."""
 
-    path: str
+    paths: tuple[str, ...]
     kind: str  # a key of READERS
 
     def read(self, get: Get) -> Reading:
-        return READERS[self.kind](get(self.path))
+        return READERS[self.kind](*map(get, self.paths))
 
 
 def meters(get: Get, hostname: str, wanted: Sequence[str] = ()) -> list[Meter]:
@@ -185,7 +148,7 @@ def _around(path: str, documents: Mapping[str, Document]) -> list[str]:
     """The chassis that contain this one, the nearest first."""
     around: list[str] = []
     while path in documents:
-        said = _link(_member(documents[path], "Links", "ContainedBy"))
+        said = _link(member(documents[path], "Links", "ContainedBy"))
         if not said:
             said = next((p for p in documents if path in _links(documents[p], "Contains")), "")
         if not said or said in around:  # a circle, which only nonsense draws
@@ -199,22 +162,40 @@ def _meter(get: Get, chassis: Document) -> Meter | None:
     """What says this chassis' power now, if anything."""
     trouble: SensorFailed | None = None
     for kind in READERS:
-        path = _link(chassis.get(kind), as_said=True)
-        if not path:
-            continue
-        meter = Meter(path, kind)
         try:
-            if meter.read(get):
+            meter = Meter(_resources(get, chassis, kind), kind)
+            if meter.paths and meter.read(get):
                 return meter
         except NotThere:
             continue
         except Later:
             raise
-        except SensorFailed as exc:  # the other one may do
+        except SensorFailed as exc:  # the next one may do
             trouble = exc
     if trouble is not None:
         raise trouble
     return None
+
+
+def _resources(get: Get, chassis: Document, kind: str) -> tuple[str, ...]:
+    """Paths of what a reader reads; none where the chassis does not have it."""
+    if kind == "PowerSupplyMetrics":
+        return _metrics_of_supplies(get, chassis)
+    path = _link(chassis.get("EnvironmentMetrics" if kind == "Sensor" else kind), as_said=True)
+    if path and kind == "Sensor":
+        path = member(get(path), "PowerWatts", "DataSourceUri")
+    return (path,) if path and isinstance(path, str) else ()
+
+
+def _metrics_of_supplies(get: Get, chassis: Document) -> tuple[str, ...]:
+    """None where one supply has no metrics: the others alone would be too little."""
+    subsystem = _link(chassis.get("PowerSubsystem"), as_said=True)
+    members = _members(get, get(subsystem), "PowerSupplies") if subsystem else []
+    if len(members) > MAX_SUPPLIES:
+        return ()
+    feeding = [one for one in map(get, members) if member(one, "Status", "State") not in GONE]
+    paths = tuple(_link(one.get("Metrics"), as_said=True) for one in feeding)
+    return paths if all(paths) else ()
 
 
 @dataclass(slots=True)
@@ -227,10 +208,11 @@ class NodePower:
     hostname: str = field(default_factory=socket.gethostname)
     _meters: list[Meter] = field(default_factory=list, init=False)
     _looked_ns: int = field(default=0, init=False)
-    _energies: dict[str, tuple[float, int]] = field(default_factory=dict, init=False)
+    _energies_j: dict[str, float] = field(default_factory=dict, init=False)
+    _moved_ns: int = field(default=0, init=False)  # when they were read first as they are
 
     def ask(self) -> Sample | None:
-        """One reading; None where energies have not moved since the last.
+        """One reading; None where energies have not moved since the last, or are the first.
 
         Raises: SensorDenied, SensorFailed.
         """
@@ -240,27 +222,32 @@ class NodePower:
             self._looked_ns = now_ns
         before_ns = self.clock.mono_ns()
         try:
-            readings = {meter.path: meter.read(self.client.get) for meter in self._meters}
+            readings = {meter.paths[0]: meter.read(self.client.get) for meter in self._meters}
         except NotThere:
             self._meters = []  # look again
             raise
         # It was measured somewhere in between.
         at_ns = (before_ns + self.clock.mono_ns()) // 2
-        sum_w = 0.0
-        for path, reading in readings.items():
-            watts = reading.watts
-            if watts is None and reading.energy_j is not None:
-                watts = self._mean_w(path, reading.energy_j, at_ns)
-                if watts is None:
-                    return None
-            if watts is None:
-                self._meters = []
-                raise SensorFailed(
-                    f"{path} says no power at this moment; the node's other chassis alone would "
-                    "be too little. The agent asks again."
-                )
-            sum_w += watts
-        return Sample(round(sum_w * 1e6), at_ns)
+        watts = {path: one.watts for path, one in readings.items() if one.watts is not None}
+        energies_j = {
+            path: one.energy_j
+            for path, one in readings.items()
+            if one.watts is None and one.energy_j is not None
+        }
+        if silent := [path for path in readings if path not in watts and path not in energies_j]:
+            self._meters = []
+            raise SensorFailed(
+                f"{silent[0]} says no power at this moment; the node's other chassis alone would "
+                "be too little. The agent asks again."
+            )
+        sum_w = math.fsum(watts.values())
+        if not energies_j:
+            return Sample(round(sum_w * 1e6), at_ns)
+        since_ns = self._moved_ns
+        mean_w = self._mean_w(energies_j, at_ns)
+        if mean_w is None:
+            return None
+        return Sample(round((sum_w + mean_w) * 1e6), at_ns, None if watts else since_ns)
 
     def ask_until_it_moves(self) -> Sample:
         """One reading; blocks. Raises: SensorDenied, SensorFailed."""
@@ -270,15 +257,32 @@ class NodePower:
                 return sample
         raise SensorFailed("it tells an energy only, which has not moved for 10 s.")
 
-    def _mean_w(self, path: str, energy_j: float, at_ns: int) -> float | None:
-        """Mean power since the energy last moved."""
-        before = self._energies.get(path)
-        if before is not None and energy_j == before[0]:
+    def _mean_w(self, energies_j: dict[str, float], at_ns: int) -> float | None:
+        """Mean power since the energies last moved; None where they have not, or are the first.
+
+        Raises: SensorFailed where it is not known, so that there is a gap.
+        """
+        before_j, elapsed_ns = self._energies_j, at_ns - self._moved_ns
+        path = next(iter(energies_j))
+        if energies_j == before_j:
+            if elapsed_ns > MAX_GROWTH_NS:
+                raise SensorFailed(
+                    f"{path} tells an energy only, which has not moved for "
+                    f"{MAX_GROWTH_NS // 10**9} s: too coarse to say when it was drawn."
+                )
             return None
-        self._energies[path] = (energy_j, at_ns)
-        if before is None or at_ns <= before[1]:
+        self._energies_j, self._moved_ns = energies_j, at_ns
+        if not before_j:
             return None
-        return _power((energy_j - before[0]) / ((at_ns - before[1]) / 1e9))
+        watts = None
+        if energies_j.keys() == before_j.keys() and 0 < elapsed_ns <= MAX_GROWTH_NS:
+            grown_j = [energies_j[one] - before_j[one] for one in energies_j]
+            watts = (
+                running_w(math.fsum(grown_j) / (elapsed_ns / 1e9)) if min(grown_j) >= 0 else None
+            )
+        if watts is None:
+            raise SensorFailed(f"{path}: its energy began again, or was not told for too long.")
+        return watts
 
 
 def redfish_power(
@@ -300,7 +304,7 @@ def _members(get: Get, root: Document, name: str) -> list[str]:
     if not path:
         return []
     try:
-        members = _list(get(path), "Members")
+        members = listed(get(path), "Members")
     except NotThere:
         return []
     return [link for one in members[:MAX_MEMBERS] if (link := _link(one))]
@@ -308,7 +312,7 @@ def _members(get: Get, root: Document, name: str) -> list[str]:
 
 def _links(document: Document, name: str) -> list[str]:
     links = document.get("Links")
-    found = _list(links, name) if isinstance(links, dict) else []
+    found = listed(links, name) if isinstance(links, dict) else []
     return [link for one in found if (link := _link(one))]
 
 
@@ -319,35 +323,6 @@ def _link(value: Any, as_said: bool = False) -> str:
         return ""
     # Asked without its slash some controllers redirect: a second request each time.
     return path if as_said else path.rstrip("/")
-
-
-def _list(document: Document, name: str) -> list[Any]:
-    found = document.get(name)
-    return found if isinstance(found, list) else []
-
-
-def _member(document: Document, *names: str) -> Any:
-    found: Any = document
-    for name in names:
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
-
-
-def _number(value: Any) -> float | None:
-    """A JSON number; neither null, nor a text, nor what no float holds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
-
-
-def _power(value: Any) -> float | None:
-    """Watts of a running node, W. Controllers that do not measure say 0."""
-    watts = _number(value)
-    return watts if watts is not None and 0 < watts <= MAX_W else None
 
 
 def _shown(paths: Sequence[str]) -> str:

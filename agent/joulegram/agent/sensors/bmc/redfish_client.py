@@ -352,8 +352,8 @@ def _after_s(text: str) -> float:
 def _why(exc: Exception) -> str:
     text = str(exc) if type(exc) is ValueError else f"{type(exc).__name__} {exc}".strip()[:300]
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        return (
-            f"its certificate is not accepted: {text}. Set redfish_ca in [agent] to the "
-            "certificate of who signed it (of a self-signed one: itself), or redfish_insecure."
-        )
+        remedy = "redfish_ca in [agent] to the certificate of who signed it (self-signed: itself)"
+        if "mismatch" in text:
+            remedy = "redfish_url in [agent] to a name that the certificate has"
+        return f"its certificate is not accepted: {text}. Set {remedy}, or redfish_insecure."
     return text
