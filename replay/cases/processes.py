@@ -210,19 +210,21 @@ def flash(stage: Stage) -> Sequence[Part]:
     def end(path: str) -> None:
         machine.remove_group(path)
 
-    inner, outer = A + "/flash", "/system.slice/flash.service"
+    inner, outer, alone = A + "/flash", "/system.slice/flash.service", "/flash"
     events = {
         1.3: lambda: begin(inner), 1.5: lambda: burn(inner), 1.7: lambda: end(inner),
         3.3: lambda: begin(outer), 3.5: lambda: burn(outer), 3.7: lambda: end(outer),
+        5.3: lambda: begin(alone), 5.5: lambda: burn(alone), 5.7: lambda: end(alone),
     }  # fmt: skip
-    played = play(stage, machine, 5, events, tick_s=1.0)
-    second, fourth = played.from_frame(1, 2), played.from_frame(3, 4)
+    played = play(stage, machine, 7, events, tick_s=1.0)
+    second, fourth, sixth = (played.from_frame(n, n + 1) for n in (1, 3, 5))
     room = played.within_window(75)
     return [
         Part("within a.service: its", 75, second.joules("systemd", "a.service"), within=room),
         Part("beside it: b.service's", 25, second.joules("systemd", "b.service"), within=room),
         Part("in system.slice: system's", 50, fourth.joules("system"), within=room),
-        Part("all", 500, played.total_j, within=played.within(100)),
+        Part("in the root: system's", 50, sixth.joules("system"), within=room),
+        Part("all", 700, played.total_j, within=played.within(100)),
     ]
 
 
@@ -277,7 +279,7 @@ CASES = (
     Case(26, "two processes 3 : 1 in one workload", three_to_one),
     Case(27, "one process alone in its cgroup", alone, 16),
     Case(28, "an idle process moves from cgroup X to Y, then burns", migrant),
-    Case(29, "a cgroup is made, burns 2 cpu-s and is removed between ticks", flash),
+    Case(29, "a cgroup is made, burns 2 cpu-s and is removed between ticks", flash, 12),
     Case(32, "kernel threads and irq time", kernel),
     Case(34, "steal and guest time", steal),
 )
