@@ -308,13 +308,17 @@ def test_a_busy_instance_without_processes_is_who_it_was_given_to(machine, name,
 
 
 def test_the_one_who_was_given_an_instance():
+    def only(partition, holding):
+        return only_holder(partition, names, holding, {"0:1": "MIG-a"})
+
     names = {"0": 1.0, "GPU-1": 1.0, "MIG-a": 1 / 7}
-    assert only_holder("MIG-a", names, [(A, ["MIG-a"]), (B, ["MIG-b"])]) == A
-    assert only_holder("MIG-a", names, [(A, ["GPU-1", "0"])]) == A
-    assert only_holder("MIG-a", names, [(A, ["all"])]) == A
-    assert only_holder("MIG-a", names, [(A, ["MIG-a"]), (B, ["MIG-a"])]) is None
-    assert only_holder("MIG-a", names, [(B, ["1"])]) is None
-    assert only_holder("", names, [(A, ["0"])]) is None
+    assert only("MIG-a", [(A, ["MIG-a"]), (B, ["MIG-b"])]) == A
+    assert only("MIG-a", [(A, ["GPU-1", "0"])]) == A
+    assert only("MIG-a", [(A, ["all"])]) == A
+    assert only("MIG-a", [(A, ["MIG-a"]), (B, ["MIG-a"])]) is None
+    assert only("MIG-a", [(B, ["1"])]) is None
+    assert only("MIG-a", [(A, ["0:1"])]) == A
+    assert only("", [(A, ["0"])]) is None
 
 
 def test_use_by_a_pid_that_nobody_knows_is_unattributed(machine):
@@ -404,16 +408,22 @@ def test_a_server_of_mps_in_its_own_unit_holds_a_part_unless_the_gpu_was_given_o
 
 
 def test_what_a_scheduler_gave_out_goes_before_what_is_open():
-    names = {"0": 1.0, "GPU-1": 1.0, "MIG-a": 1 / 7}
+    names = {"0": 1.0, "GPU-1": 1.0, "MIG-a": 1 / 7, "0:1": 1 / 7}
+
+    def holds(holding, opened):
+        return held(names, holding, opened, {"0:1": "MIG-a"})
+
     whole = {GpuOpen(2, "", 1.0): B}
-    assert held(names, [(A, ["0"])], whole) == {A: 1.0}
-    assert held(names, [(A, ["GPU-1", "0"])], {}) == {A: 1.0}
-    assert held(names, [(A, ["1"])], whole) == {B: 1.0}
-    assert held(names, [(A, ["all"])], whole) == {A: 1.0}
-    assert held(names, [(A, ["0"]), (B, ["0"])], {}) == {A: 0.5, B: 0.5}
+    assert holds([(A, ["0"])], whole) == {A: 1.0}
+    assert holds([(A, ["GPU-1", "0"])], {}) == {A: 1.0}
+    assert holds([(A, ["1"])], whole) == {B: 1.0}
+    assert holds([(A, ["all"])], whole) == {A: 1.0}
+    assert holds([(A, ["0"]), (B, ["0"])], {}) == {A: 0.5, B: 0.5}
     part = {GpuOpen(2, "MIG-b", 4 / 7): B}
-    assert held(names, [(A, ["MIG-a"])], part) == {A: pytest.approx(1 / 7), B: pytest.approx(4 / 7)}
-    assert held(names, [], {GpuOpen(3, "", 1.0): Owner("system")}) == {}
+    assert holds([(A, ["MIG-a"])], part) == {A: pytest.approx(1 / 7), B: pytest.approx(4 / 7)}
+    for name in ("MIG-a", "0:1"):
+        assert holds([(A, [name])], {GpuOpen(1, "MIG-a", 1 / 7): B}) == {A: pytest.approx(1 / 7)}
+    assert holds([], {GpuOpen(3, "", 1.0): Owner("system")}) == {}
 
 
 def test_frames_with_gpus_conserve(machine):

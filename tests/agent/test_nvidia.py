@@ -359,6 +359,16 @@ def test_a_process_that_has_just_ended_did_what_its_instance_did(machine):
     assert {use.pid: use.weight / MS_NS for use in machine.look().uses} == {NO_PID: 900, 2: 400}
 
 
+def test_samples_of_who_is_listed_nowhere_weigh_as_the_part_that_holds_nobody(machine):
+    for second in (0, 1, 2):
+        inner = (f"sample {pid} {at(second)} {sm}\n" for pid, sm in ((9, 90), (2, 10)))
+        trace = A + "process compute 2 2 0\n" + "".join(inner) + PARTS.format("", "")
+        trace = trace.replace("MIG-1 1 0 1", "MIG-1 1 0 3")
+        machine.begin(trace) if second == 0 else machine.play(trace, 1)
+        weights = {use.pid: use.weight / MS_NS for use in machine.look().uses}
+    assert weights == {9: 2700, 2: 400}
+
+
 @pytest.mark.parametrize("pids", [(5,), (5, 6), ()])
 def test_compute_instances_share_all_that_their_gpu_instance_did(machine, pids):
     """Half of 4 slices; beside a neighbour of 1."""
@@ -423,6 +433,12 @@ def test_every_name_a_scheduler_may_use(machine):
         "MIG-1": 1 / 7, "MIG-GPU-a/1/0": 1 / 7, "0:0": 1 / 7,
         "MIG-3": 3 / 7, "MIG-GPU-a/2/0": 3 / 7, "0:1": 3 / 7,
     }  # fmt: skip
+
+
+def test_a_part_is_one_thing_under_every_name(machine):
+    machine.begin(A + "mig MIG-1 1 0 1\n")
+    assert machine.look().parts == {"0:0": "MIG-1", "MIG-GPU-a/1/0": "MIG-1"}
+    assert {machine.names()[name] for name in ("0:0", "MIG-1", "MIG-GPU-a/1/0")} == {1 / 7}
 
 
 # Trouble

@@ -51,6 +51,7 @@ class Gpu:
     held_ns: int  # until then its holders are said
     opened: dict[int, Opened] = field(default_factory=dict)  # by pid
     open_by: dict[GpuOpen, Owner] = field(default_factory=dict)  # at the last look
+    parts: Mapping[str, str] = field(default_factory=dict)  # {other name: partition}
     error: str = ""
 
 
@@ -99,7 +100,7 @@ class Gpus:
                 log.warning("%s: who uses it is not known: %s", gpu.users.device, exc)
             self._hold(gpu, timeline, now_ns, holding, self._still_open(gpu, now_ns))
             return
-        gpu.error = ""
+        gpu.error, gpu.parts = "", look.parts
         since_ns = max(gpu.since_ns, now_ns - LONGEST_LOOK_NS)
         gpu.since_ns = now_ns
         gpu.opened = {
@@ -119,7 +120,7 @@ class Gpus:
         key: tuple[Owner, Process | None]
         for use in look.uses:
             if use.pid == NO_PID:
-                holder = only_holder(use.partition, gpu.users.names(), holding)
+                holder = only_holder(use.partition, gpu.users.names(), holding, gpu.parts)
                 key = holder or Owner(UNATTRIBUTED), None
             else:
                 key = self._found(use, gpu, since_ns, now_ns) or (Owner(UNATTRIBUTED), None)
@@ -143,7 +144,7 @@ class Gpus:
         since_ns = max(gpu.held_ns, now_ns - LONGEST_LOOK_NS)
         gpu.held_ns = now_ns
         device = gpu.users.device
-        for owner, fraction in held(gpu.users.names(), holding, opened).items():
+        for owner, fraction in held(gpu.users.names(), holding, opened, gpu.parts).items():
             part = round(fraction * (now_ns - since_ns))
             for window, held_ns, _ in timeline.spread(part, since_ns, now_ns):
                 window.gpu(device).add_held(owner, held_ns)
@@ -192,20 +193,23 @@ class Gpus:
 
 
 def only_holder(
-    partition: str, names: Mapping[str, float], holding: Iterable[tuple[Owner, Sequence[str]]]
+    partition: str,
+    names: Mapping[str, float],
+    holding: Iterable[tuple[Owner, Sequence[str]]],
+    parts: Mapping[str, str],
 ) -> Owner | None:
     """The one workload that a scheduler gave a part of a GPU to; None: none, or several.
 
     Args:
         partition: "" is none.
-        names, holding: as in `held`.
+        names, holding, parts: as in `held`.
     """
     owners = {
         owner
         for owner, own in holding
         for name in own
         if owner.kind not in RESERVED
-        and (name in (partition, ALL_GPUS) or names.get(name, 0.0) >= 1.0)
+        and (name == ALL_GPUS or names.get(name, 0.0) >= 1.0 or parts.get(name, name) == partition)
     }
     return owners.pop() if partition and len(owners) == 1 else None
 
@@ -214,6 +218,7 @@ def held(
     names: Mapping[str, float],
     holding: Iterable[tuple[Owner, Sequence[str]]],
     opened: Mapping[GpuOpen, Owner],
+    parts: Mapping[str, str],
 ) -> dict[Owner, float]:
     """What fraction of a GPU each workload holds.
 
@@ -221,6 +226,7 @@ def held(
         names: every name of the GPU and of its parts, each with its fraction.
         holding: what schedulers gave out. It goes before what is merely open.
         opened: workloads that have the GPU or a part of it open.
+        parts: {other name of a part: the one that `opened` has}.
     Returns: fractions in a fixed order; together at most 1. Workloads that share one part have
         equal shares of it. Reserved kinds hold nothing.
     """
@@ -231,7 +237,7 @@ def held(
             fraction = 1.0 if name == ALL_GPUS else names.get(name)
             if fraction is not None and owner.kind not in RESERVED:
                 # Index, UUID and address are one thing.
-                claims["" if fraction >= 1.0 else name].add(owner)
+                claims["" if fraction >= 1.0 else parts.get(name, name)].add(owner)
     sizes = {part: names.get(part, 1.0) for part in claims}
     if "" not in claims:
         given = set(claims)

@@ -65,6 +65,7 @@ class Asked:
             [GpuUse(**use) for use in told["uses"]],
             [GpuOpen(**process) for process in told["opened"]],
             told["modelled"],
+            told["parts"],
         )
 
     def memory_kib(self) -> int:

@@ -1,7 +1,7 @@
 """What a GPU says beyond its energy: who used it, and who has it open."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from joulegram.agent.sensors.sensor import PowerSensor, Sensor
@@ -36,6 +36,7 @@ class GpuLook:
     uses: Sequence[GpuUse] = ()  # since the look before
     opened: Sequence[GpuOpen] = ()  # now
     modelled: bool = False  # the weights come from slices held, since activity is not told
+    parts: Mapping[str, str] = field(default_factory=dict)  # {other name: partition}
 
 
 class GpuUsers(Protocol):

@@ -34,6 +34,7 @@ class MigUsers:
     board: Board
     clock: Clock
     parts: Sequence[Instance]
+    others: Mapping[str, str]  # {other name: UUID} of the parts
     outdated: bool = False  # instances came or went: list them again
     _board_use: SmUse = field(default_factory=SmUse, init=False)
     _part_use: dict[str, SmUse] = field(default_factory=dict, init=False)
@@ -44,9 +45,9 @@ class MigUsers:
     def __post_init__(self) -> None:
         self._activity = Activity(self.board)
 
-    def replace(self, parts: Sequence[Instance]) -> None:
+    def replace(self, parts: Sequence[Instance], others: Mapping[str, str]) -> None:
         """The instances as they are now."""
-        self.parts, self.outdated = parts, False
+        self.parts, self.others, self.outdated = parts, others, False
         uuids = {part.uuid for part in parts}
         self._part_use = {uuid: use for uuid, use in self._part_use.items() if uuid in uuids}
         self._activity.keep({part.gi for part in parts})
@@ -58,9 +59,12 @@ class MigUsers:
         # One that ended since the look before is still known from there.
         self._part_of, before = part_of, self._part_of
         opened_now = [GpuOpen(p, part.uuid, part.fraction) for part, pids in inside for p in pids]
-        uses = self._sampled_uses(elapsed_ns, {**before, **part_of})
+        # Who is listed nowhere is where nobody is, if anywhere: no less is kept from the others.
+        empty = [part.slices for part, pids in inside if not pids]
+        unlisted = max(empty or [part.slices for part in self.parts], default=1)
+        uses = self._sampled_uses(elapsed_ns, {**before, **part_of}, unlisted)
         if self._sampled:
-            return GpuLook(uses, opened_now)
+            return GpuLook(uses, opened_now, parts=self.others)
         percents = {gi: self._activity.percent(gi) for gi in {part.gi for part in self.parts}}
         untold = any(percents[part.gi] is None for part, pids in inside if pids)
         if untold or all(percent is None for percent in percents.values()):
@@ -72,7 +76,7 @@ class MigUsers:
                 for part in self.parts
             ]
             uses, modelled = by_activity(inside, ended, told, elapsed_ns)
-        return GpuLook(uses, opened_now, modelled and bool(uses))
+        return GpuLook(uses, opened_now, modelled and bool(uses), self.others)
 
     def _inside(self) -> list[tuple[Instance, list[int]]]:
         """Every instance with the processes that have it open."""
@@ -94,8 +98,14 @@ class MigUsers:
                     inside[part.uuid][process.pid] = None
         return [(part, list(inside[part.uuid])) for part in self.parts]
 
-    def _sampled_uses(self, elapsed_ns: int, part_of: Mapping[int, Instance]) -> list[GpuUse]:
-        """As far as the driver samples processes in MIG mode."""
+    def _sampled_uses(
+        self, elapsed_ns: int, part_of: Mapping[int, Instance], unlisted: int
+    ) -> list[GpuUse]:
+        """As far as the driver samples processes in MIG mode.
+
+        Args:
+            unlisted: slices of who is in no known instance.
+        """
         now_us, elapsed_us = self.clock.wall_ns() // 1000, elapsed_ns // 1000
         uses: dict[int, list[GpuUse]] = {}
         for part in self.parts:
@@ -108,7 +118,7 @@ class MigUsers:
         self._sampled = self._sampled or bool(samples)
         for pid, ns in self._board_use.take(samples or (), now_us, elapsed_us).items():
             if pid not in uses:
-                slices = part_of[pid].slices if pid in part_of else 1
+                slices = part_of[pid].slices if pid in part_of else unlisted
                 uses[pid] = [GpuUse(pid, ns, ns * slices)]
         return [use for several in uses.values() for use in several if use.weight]
 

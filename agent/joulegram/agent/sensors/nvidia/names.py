@@ -9,20 +9,29 @@ from joulegram.agent.sensors.nvidia.nvml import Board
 
 def names_of(board: Board, parts: Sequence[Instance]) -> dict[str, float]:
     """{name: fraction of the GPU}. Raises: Gone."""
-    index = board.told("nvmlDeviceGetIndex")
-    index = board.order if index is None else index
-    names = {board.uuid: 1.0, str(index): 1.0}
+    names = {board.uuid: 1.0, str(_index(board)): 1.0}
     minor = board.told("nvmlDeviceGetMinorNumber")
     if minor is not None:
         names[f"/dev/nvidia{minor}"] = names[f"nvidia{minor}"] = 1.0
     pci = board.told("nvmlDeviceGetPciInfo_v3")
     if pci is not None:
         names |= dict.fromkeys(_pci_names(pci), 1.0)
-    for part in parts:
-        names[part.uuid] = part.fraction
-        names[f"MIG-{board.uuid}/{part.gi}/{part.ci}"] = part.fraction  # drivers before R470
-        names[f"{index}:{part.index}"] = part.fraction  # NVIDIA_VISIBLE_DEVICES
-    return names
+    fractions = {part.uuid: part.fraction for part in parts}
+    others = others_of(board, parts)
+    return names | fractions | {other: fractions[uuid] for other, uuid in others.items()}
+
+
+def others_of(board: Board, parts: Sequence[Instance]) -> dict[str, str]:
+    """{name: UUID} of what MIG devices are called beside their UUID. Raises: Gone."""
+    index = _index(board)
+    others = {f"{index}:{part.index}": part.uuid for part in parts}  # NVIDIA_VISIBLE_DEVICES
+    old = {f"MIG-{board.uuid}/{part.gi}/{part.ci}": part.uuid for part in parts}  # before R470
+    return others | old
+
+
+def _index(board: Board) -> int:
+    index = board.told("nvmlDeviceGetIndex")
+    return board.order if index is None else int(index)
 
 
 def _pci_names(pci: Any) -> set[str]:

@@ -19,7 +19,7 @@ from joulegram.agent.sensors.gpu import GpuLook, GpuOpen, GpuUse
 from joulegram.agent.sensors.nvidia.accounting import Accounting
 from joulegram.agent.sensors.nvidia.mig import instances
 from joulegram.agent.sensors.nvidia.mig_users import MigUsers
-from joulegram.agent.sensors.nvidia.names import names_of
+from joulegram.agent.sensors.nvidia.names import names_of, others_of
 from joulegram.agent.sensors.nvidia.nvml import Board
 from joulegram.agent.sensors.nvidia.processes import opened, sm_samples
 from joulegram.agent.sensors.nvidia.sm_use import SmUse
@@ -67,9 +67,9 @@ class Users:
         if not parts:
             self._mig = None
         elif self._mig is None:
-            self._mig = MigUsers(self.board, self.clock, parts)
+            self._mig = MigUsers(self.board, self.clock, parts, others_of(self.board, parts))
         else:
-            self._mig.replace(parts)
+            self._mig.replace(parts, others_of(self.board, parts))
         if not self.board.told("nvmlDeviceGetAccountingMode"):
             self._accounting = None
         elif self._accounting is None or self._generation != self.board.generation:
