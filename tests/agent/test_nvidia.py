@@ -224,6 +224,18 @@ def test_without_samples_per_process_its_parts_are_equal_and_modelled(machine, m
     assert look.uses[0].weight == look.uses[1].weight > 0
 
 
+def test_without_samples_who_has_just_ended_did_what_was_done(machine):
+    blind = A + "util 80\nerror nvmlDeviceGetProcessUtilization 3\n"
+    machine.begin(blind + "process compute 1\n")
+    machine.look()
+    machine.play(blind, 0.5)
+    look = machine.look()
+    assert [(use.pid, use.busy_ns) for use in look.uses] == [(1, 400 * MS_NS)]
+    assert look.opened == [], "it does not hold it any more"
+    machine.play(blind, 0.5)
+    assert machine.look().uses == []
+
+
 # Processes that came and went
 
 

@@ -41,6 +41,7 @@ class Users:
     _mig: MigUsers | None = field(default=None, init=False)
     _accounting: Accounting | None = field(default=None, init=False)
     _use: SmUse = field(default_factory=SmUse, init=False)
+    _pids: list[int] = field(default_factory=list, init=False)  # that had it open at that look
 
     def names(self) -> Mapping[str, float]:
         """From memory; a change is seen within LAYOUT_EVERY_NS."""
@@ -93,9 +94,10 @@ class Users:
             busy_ns = self._use.take(samples, now_us, elapsed_ns // 1000)
             weights = dict(busy_ns)
         else:
-            busy_ns, weights = self._split_use(pids, elapsed_ns)
-        # Whoever uses it has it open, also where the driver lists nobody.
-        open_by = pids or list(busy_ns)
+            busy_ns, weights = self._split_use(pids, self._pids, elapsed_ns)
+        self._pids = pids
+        # Whoever is sampled has it open, also where the driver lists nobody.
+        open_by = pids or list(busy_ns if samples is not None else ())
         modelled = samples is None and any(weights.values())
         began_ns: dict[int, int] = {}
         if self._accounting is not None:
@@ -112,11 +114,17 @@ class Users:
         return GpuLook(uses, [GpuOpen(pid, "", 1.0) for pid in open_by], modelled)
 
     def _split_use(
-        self, pids: Sequence[int], elapsed_ns: int
+        self, pids: Sequence[int], before: Sequence[int], elapsed_ns: int
     ) -> tuple[dict[int, int], dict[int, int]]:
-        """(busy, weights) of a GPU that does not say which process did what."""
+        """(busy, weights) of a GPU that does not say which process did what.
+
+        Args:
+            pids: who has it open now.
+            before: and at the look before; what it did is theirs where nobody has it now.
+        """
         rates = self.board.told("nvmlDeviceGetUtilizationRates")
         if rates is None or not 0 <= rates.gpu <= 100:
             return {}, dict.fromkeys(pids, elapsed_ns // max(1, len(pids)))
+        pids = pids or before
         busy_ns = dict.fromkeys(pids, elapsed_ns * int(rates.gpu) // 100 // max(1, len(pids)))
         return busy_ns, dict(busy_ns)
