@@ -11,7 +11,7 @@ from pathlib import Path
 
 from joulegram.agent.conservation import check
 from joulegram.v1.telemetry_pb2 import Frame
-from tests.agent.played import Clock, Machine
+from tests.agent.played import MS, START_NS, Clock, Machine
 from tests.fuzz.tree import GROUPS, KINDS, SYSTEMS, tree
 
 FRAMES = 3
@@ -66,6 +66,11 @@ def meter(machine: Machine, script: Script) -> list[Frame]:
     }
     frames = machine.play(FRAMES, events, clock, tick_s=TICK_S, window_s=TICK_S)
     assert [frame.seq for frame in frames] == list(range(1, FRAMES + 1))
+    # The agent withholds a frame whose sums do not hold: its window would be missing here.
+    window_ms = round(TICK_S * 1000)
+    first_ms = START_NS // MS + window_ms
+    starts_ms = [first_ms + n * window_ms for n in range(FRAMES)]
+    assert [frame.window_start_ms for frame in frames] == starts_ms
     for frame in frames:
         check(frame)
         Frame.FromString(frame.SerializeToString())
