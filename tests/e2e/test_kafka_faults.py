@@ -96,6 +96,14 @@ def metric(program: Program, name: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split()[0] == name)
 
 
+def health(program: Program) -> tuple[int, str, list[str]]:
+    """HTTP status, what it calls itself, and what it says is missing."""
+    url = program.said().partition("metrics ")[2].split()[0]
+    answer = httpx.get(f"{url}/api/v1/health", timeout=15.0)
+    said = answer.json()
+    return answer.status_code, said["status"], [one["what"] for one in said["missing"]]
+
+
 def frames_of(nodes: int, each: int) -> list[list[Frame]]:
     """One list per node; the last window ended a moment ago."""
     start_ms = (time.time_ns() // 1_000_000 // 300_000 - 1) * 300_000 - each * WINDOW_MS
@@ -206,3 +214,53 @@ async def test_a_broker_that_stops_is_felt_by_the_agents(site: Site) -> None:
     await asyncio.wait_for(sending, 120.0)
     await all_stored(site, frames)
     assert "Traceback" not in intake.said()
+
+
+READY = 200, "ready", []
+
+
+async def test_health_tells_when_the_servers_behind_do_not_answer(
+    site: Site, clickhouse: ClickhouseServer
+) -> None:
+    intake, writer = (site.start(role, role) for role in ("intake", "writer"))
+    wait_until(lambda: health(intake) == health(writer) == READY, "both to be ready")
+    assert clickhouse.program is not None
+    clickhouse.program.process.send_signal(signal.SIGSTOP)
+    try:
+        assert await asyncio.to_thread(health, writer) == (503, "failed", ["ledger"])
+        assert health(intake) == READY
+    finally:
+        clickhouse.program.process.send_signal(signal.SIGCONT)
+    site.broker.pause()
+    sending = asyncio.create_task(stream_all(site.agents, frames_of(1, 1), 0.0, []))
+    try:
+        async with asyncio.timeout(20.0):
+            while await asyncio.to_thread(health, intake) != (503, "failed", ["kafka"]):
+                await asyncio.sleep(0.5)
+    finally:
+        site.broker.resume()
+    await asyncio.wait_for(sending, 60.0)
+    async with asyncio.timeout(60.0):
+        while [await asyncio.to_thread(health, one) for one in (intake, writer)] != [READY] * 2:
+            await asyncio.sleep(0.5)
+
+
+async def test_who_drains_is_not_ready_and_still_answers(site: Site) -> None:
+    intake = site.start("intake", "intake")
+    wait_until(lambda: health(intake) == READY, "it to be ready")
+    site.broker.pause()  # so that the last acknowledgement takes as long as it may
+    sending = asyncio.create_task(stream_all(site.agents, frames_of(1, 1), 0.0, []))
+    heard = []
+    try:
+        await asyncio.sleep(1.0)
+        intake.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20.0):
+            while intake.process.poll() is None:
+                with contextlib.suppress(httpx.TransportError):
+                    heard.append(await asyncio.to_thread(health, intake))
+                await asyncio.sleep(0.1)
+    finally:
+        site.broker.resume()
+        sending.cancel()
+    assert (503, "draining", []) in heard
+    assert intake.process.returncode == 0, intake.said()

@@ -39,7 +39,7 @@ from joulegram.collector.totals import EnergyTotals, TeamGrams
 from joulegram.collector.web.access import Access
 from joulegram.collector.web.api import create_app
 from joulegram.collector.web.patience import web_config
-from joulegram.collector.web.probe import create_probe
+from joulegram.collector.web.probe import Need, create_probe, need_of, until_draining
 from joulegram.collector.writer import Writer
 from joulegram.v1.telemetry_pb2 import Frame
 
@@ -109,6 +109,7 @@ async def serve(
     rollup = None if ledger is None else Rollup(ledger)
     said = [] if ledger is None else [f"ledger {where}"]
 
+    needs = [] if ledger is None else [need_of(ledger)]
     feeds = None
     if GRID in roles:
         assert ledger is not None
@@ -139,7 +140,7 @@ async def serve(
             access=access,
         )
     else:
-        app = create_probe(registry, access)
+        app = create_probe(registry, access, needs)
 
     stage: Stage | None = None
     follows: tuple[Sequence[OnDurable], OnDurable] | None = None
@@ -153,7 +154,7 @@ async def serve(
     elif rollup is not None and WEB in roles:
         parts.behind(rollup.run())
     if settings.kafka.on:
-        stage = _kafka(parts, settings, registry, stage, follows)
+        stage = _kafka(parts, settings, registry, stage, follows, needs)
     if INTAKE in roles:
         assert stage is not None
         port = await _intake(parts, settings, stage, agents)
@@ -163,6 +164,7 @@ async def serve(
     web_socket.listen()  # who reads our line below and asks at once waits a moment
     serving = parts.run(web.serve(sockets=[web_socket]))
     # What is loaded by now stays: the garbage collector need not look through it for every burst.
+    begin_draining = until_draining(app)
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     scheme = "http" if guard.certificates is None else "https"
@@ -173,7 +175,7 @@ async def serve(
     await asyncio.wait({stopped, *parts.main}, return_when=asyncio.FIRST_COMPLETED)
 
     # Whatever ended first, agents get their last acknowledgements before we leave.
-    web.should_exit = True
+    begin_draining()
     for task in (*parts.background, stopped):
         task.cancel()
     for end in reversed(parts.endings):
@@ -182,6 +184,7 @@ async def serve(
     for failure in ended:
         if isinstance(failure, Exception):
             raise failure
+    web.should_exit = True
     if ledger is not None:
         await asyncio.to_thread(ledger.close, LEDGER_END_S)
 
@@ -223,6 +226,7 @@ def _kafka(
     """Put Kafka before the writer, where one is here; the stage for an intake.
 
     Args:
+    needs: list[Need],
         follows: who want to see every frame that is in the topic, as it comes, and who once it is
             durable.
     """
@@ -239,7 +243,8 @@ def _kafka(
     producer = Producer(settings.kafka)
     producer.start()
     parts.endings.append(producer.close)
-    parts.behind(lag.run(settings.kafka))
+    parts.behind(lag.run(settings.kafka, producer.heard))
+    needs.append(Need("kafka", producer.trouble, "look at its brokers, and at kafka.brokers"))
     if follows is not None:
         parts.behind(Follower(settings.kafka, *follows).run())
     if writer is not None:

@@ -107,12 +107,13 @@ def _oldest_s(
     return float(ages[low]) if low < len(ages) else retention_s
 
 
-async def run(config: KafkaConfig, every_s: float = EVERY_S) -> None:
+async def run(config: KafkaConfig, on_answer: Callable[[], None], every_s: float = EVERY_S) -> None:
     """Keep the gauges until cancelled; while nobody answers they stay as they were."""
     failing = False
     while True:
         try:
             show(await asyncio.to_thread(measure, config))
+            on_answer()
             failing = False
         except (KafkaError, OSError, BadSetting) as failed:
             if not failing:

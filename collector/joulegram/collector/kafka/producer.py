@@ -7,6 +7,7 @@ ones. So the bound is here, and after a failure the client is made anew.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 METADATA_MS = 10_000
 LET_GO_S = 5.0
+WAITS_S = 5.0  # an acknowledgement takes milliseconds
+SILENT_S = 60.0  # lag is asked for four times meanwhile
 OVERHEAD_BYTES = 64 * 2**10  # headers of a dead letter, and what a batch adds
 
 
@@ -62,7 +65,9 @@ class Producer:
         self._client: Any = None
         self._connecting: asyncio.Task[None] | None = None
         self._buffered = 0
-        self._pending: set[asyncio.Future[None]] = set()  # sent, not yet acknowledged
+        # Sent, not yet acknowledged, oldest first: since when, monotonic s.
+        self._pending: dict[asyncio.Future[None], float] = {}
+        self._heard_s = time.monotonic()  # when the brokers last answered
         self._closed = False
         counters.BUFFER_LIMIT.set(config.buffer_max_bytes)
         counters.CONNECTED.set(0)
@@ -76,6 +81,23 @@ class Producer:
     def ready(self) -> bool:
         """Whether the brokers were reached and nothing failed since."""
         return self._client is not None
+
+    def heard(self) -> None:
+        """Note that the brokers have answered, whomever."""
+        self._heard_s = time.monotonic()
+
+    def trouble(self) -> str:
+        """Why nothing goes to the brokers now, as far as that is known; "" while it does."""
+        if self._client is None:
+            return "the brokers do not answer"
+        now_s = time.monotonic()
+        waits_s = now_s - next(iter(self._pending.values()), now_s)
+        silent_s = now_s - self._heard_s
+        if waits_s > WAITS_S:
+            return f"a record has not been acknowledged for {waits_s:.0f} s"
+        if silent_s > SILENT_S:
+            return f"the brokers have not answered for {silent_s:.0f} s"
+        return ""
 
     def has_room(self, size: int) -> bool:
         """Whether that many bytes more are within the bound; into an empty buffer any go."""
@@ -145,12 +167,13 @@ class Producer:
         # From the client's own thread.
         sent.add_callback(lambda _: loop.call_soon_threadsafe(settle, None))
         sent.add_errback(lambda failure: loop.call_soon_threadsafe(settle, failure))
-        self._pending.add(done)
+        self._pending[done] = time.monotonic()
         try:
             # The library keeps its own time-out, but not always.
             await asyncio.wait_for(done, 1.5 * self._config.delivery_timeout_s)
+            self.heard()
         finally:
-            self._pending.discard(done)
+            del self._pending[done]
 
     def _drop(self, client: Any, failure: BaseException) -> None:
         """Use a client no more that has given a record up."""
@@ -170,6 +193,7 @@ class Producer:
             try:
                 self._client = await asyncio.to_thread(self._made)
                 counters.CONNECTED.set(1)
+                self.heard()
                 self._connecting = None
                 return
             except Exception as failed:
