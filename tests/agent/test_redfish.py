@@ -1,7 +1,9 @@
 """Redfish: which chassis is the node's, how one is let in, and what nonsense may cost."""
 
+import contextlib
 import gzip
 import json
+import socket
 import ssl
 import threading
 import time
@@ -498,6 +500,29 @@ def test_a_controller_that_is_slow_is_waited_for(bmc: RedfishServer) -> None:
     bmc.slow_s = 0.4
     with pytest.raises(SensorFailed, match=r"no answer in 0\.2 s"):
         reader(bmc, within_s=0.2).ask()
+
+
+def test_an_answer_that_trickles_is_not_waited_for_without_end() -> None:
+    """Every byte comes in time, the whole does not."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        asking = RedfishClient(Access(f"http://127.0.0.1:{listening.getsockname()[1]}"), 0.3)
+
+        def trickle() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                for _ in range(200):
+                    connection.sendall(b" ")
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        before_s = time.monotonic()
+        with pytest.raises(SensorFailed, match=r"no answer in 0\.3 s"):
+            asking.get(ROOT)
+        assert time.monotonic() - before_s < 5
+        asking.close()
+        thread.join()
 
 
 def test_a_busy_one_says_when(bmc: RedfishServer) -> None:

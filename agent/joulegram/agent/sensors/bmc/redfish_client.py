@@ -230,7 +230,9 @@ class RedfishClient:
             if len(body) > MAX_BYTES:
                 raise ValueError(f"the answer is larger than {MAX_BYTES} bytes.")
             # A socket's own limit starts again with every piece.
-            connection.settimeout(_left_s(until_s))
+            left_s = _left_s(until_s)
+            if not answer.isclosed():  # newer Pythons close it with the last piece
+                connection.settimeout(left_s)
         if answer.length:
             raise http.client.IncompleteRead(bytes(body), answer.length)
         answer.read()  # nothing; it lets the line be used again
