@@ -16,7 +16,7 @@ REMEMBERED_NS = 60_000_000_000
 SLACK_NS = 1_000_000_000  # a driver may tell whole seconds
 # Who starts processes by the thousand makes none but its own cgroup's forgotten, while there are
 # fewer cgroups than are remembered in all.
-PER_CGROUP_MAX, ALL_MAX = 512, 4_096
+PER_CGROUP_MAX, ALL_MAX = 512, 2_048
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,9 @@ class Ended:
                 gone.popleft()
             if not gone:
                 del self._of[groups]
-        most = PER_CGROUP_MAX
-        while most > 1 and sum(min(len(gone), most) for gone in self._of.values()) > ALL_MAX:
+        lengths = [len(gone) for gone in self._of.values()]
+        most = max(lengths, default=0)
+        while most > 1 and sum(min(length, most) for length in lengths) > ALL_MAX:
             most //= 2
         for groups in list(self._of)[: max(0, len(self._of) - ALL_MAX)]:
             del self._of[groups]
