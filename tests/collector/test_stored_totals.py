@@ -13,14 +13,6 @@ from tests.collector.made import IDLE, Node, Row
 DAY_S = 86_400
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 def frames(node: Node, count: int = 1, *, day: int = 0, joules: float = 1.0) -> list[Frame]:
     """Windows of a node, one after the other, some days after START."""
     start_ms = ms(START) + day * DAY_S * 1000
@@ -34,7 +26,7 @@ def cpu_uj(totals: StoredTotals) -> dict[str, int]:
 
 def totals_of(site: Place) -> StoredTotals:
     """Of a process that writes nothing and sees nothing that others write."""
-    return StoredTotals(site.ledger, Rollup(site.ledger))
+    return StoredTotals(site.ledger, Rollup(site.ledger), now=lambda: START)
 
 
 def test_what_others_store_is_counted_once_it_is_in_a_slot(site: Place) -> None:
@@ -60,35 +52,6 @@ def test_what_others_store_is_counted_once_it_is_in_a_slot(site: Place) -> None:
     assert fresh.newest_window_s == totals.newest_window_s
 
 
-def test_a_repeat_and_a_frame_that_is_never_stored_add_nothing(site: Place) -> None:
-    clock = Clock()
-    rollup = Rollup(site.ledger)
-    totals = StoredTotals(site.ledger, rollup, monotonic_s=clock)
-    stored, parked = frames(Node("n1"), 2), frames(Node("n2"), 1)
-    site.store(stored)
-    totals.on_durable([*stored, *stored, *parked])
-    clock.now_s = 60.0
-    totals.refresh()
-    assert cpu_uj(totals) == {"n1": 2_000_000}
-
-
-def test_a_frame_is_seen_before_it_is_stored(site: Place) -> None:
-    """Who follows the topic is sooner than the writer; the slot is looked at again."""
-    clock = Clock()
-    rollup = Rollup(site.ledger)
-    totals = StoredTotals(site.ledger, rollup, monotonic_s=clock)
-    totals.refresh()
-    coming = frames(Node("n1"), 1)
-    rollup.touch(coming)
-    totals.on_durable(coming)
-    totals.refresh()
-    assert totals.items() == ()
-    site.store(coming)
-    clock.now_s = 2.0
-    totals.refresh()
-    assert cpu_uj(totals) == {"n1": 1_000_000}
-
-
 def test_only_days_with_new_parts_are_read_again(site: Place) -> None:
     asked: list[int] = []
 
@@ -99,7 +62,7 @@ def test_only_days_with_new_parts_are_read_again(site: Place) -> None:
             asked.append(day)
             super()._read(day, settled=settled)
 
-    totals = Watched(site.ledger, site.rollup)
+    totals = Watched(site.ledger, site.rollup, now=lambda: START)
     site.store([*frames(Node("n1"), 1), *frames(Node("n2"), 1, day=1)])
     totals.refresh()
     first = START_S // DAY_S
@@ -136,7 +99,7 @@ def test_nothing_falls_when_raw_rows_slots_and_months_go(site: Place) -> None:
 def test_nodes_beyond_the_bound_share_a_label(site: Place) -> None:
     site.store([one for name in "abcd" for one in frames(Node(name))])
     site.rollup.refresh(START, START + timedelta(hours=1))
-    totals = StoredTotals(site.ledger, site.rollup, max_nodes=2)
+    totals = StoredTotals(site.ledger, site.rollup, max_nodes=2, now=lambda: START)
     totals.refresh()
     found = cpu_uj(totals)
     assert len(found) == 3 and found["other"] == 2_000_000

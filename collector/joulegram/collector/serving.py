@@ -122,14 +122,18 @@ async def serve(
     on_durable: list[OnDurable] = []
     if WEB in roles:
         assert ledger is not None and rollup is not None
-        # What others store, too, only the ledger knows.
-        stored = None if ledger.exclusive else StoredTotals(ledger, rollup)
-        energy = stored or EnergyTotals.of(ledger)
         rules = check_rules(settings.teams.rules)
         live = live_state.Live(team_of=live_state.by_rules(rules))
+        on_durable = [live.on_durable]
+        energy: EnergyTotals | StoredTotals
+        stored = None
+        if ledger.exclusive:
+            energy = EnergyTotals.of(ledger)
+            on_durable.append(energy.on_durable)
+        else:  # what others store, too, only the ledger knows
+            energy = stored = StoredTotals(ledger, rollup)
         standing = Standing(ledger, rollup, TeamGrams(ledger), stored)
         registry.register(CollectorMetrics(live, energy, standing))
-        on_durable = [live.on_durable, energy.on_durable]
         app = create_app(
             ledger=ledger,
             rollup=rollup,
@@ -160,11 +164,11 @@ async def serve(
         port = await _intake(parts, settings, stage, agents)
         said.append(f"agents on {agents.shown(port)}")
 
+    begin_draining = until_draining(app)
     web = _Web(web_config(app, guard.certificates))
     web_socket.listen()  # who reads our line below and asks at once waits a moment
     serving = parts.run(web.serve(sockets=[web_socket]))
     # What is loaded by now stays: the garbage collector need not look through it for every burst.
-    begin_draining = until_draining(app)
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     scheme = "http" if guard.certificates is None else "https"
@@ -180,11 +184,11 @@ async def serve(
         task.cancel()
     for end in reversed(parts.endings):
         await end()
+    web.should_exit = True
     ended = await asyncio.gather(serving, *parts.main, *parts.background, return_exceptions=True)
     for failure in ended:
         if isinstance(failure, Exception):
             raise failure
-    web.should_exit = True
     if ledger is not None:
         await asyncio.to_thread(ledger.close, LEDGER_END_S)
 
@@ -222,11 +226,11 @@ def _kafka(
     registry: CollectorRegistry,
     writer: Stage | None,
     follows: tuple[Sequence[OnDurable], OnDurable] | None,
+    needs: list[Need],
 ) -> Stage:
     """Put Kafka before the writer, where one is here; the stage for an intake.
 
     Args:
-    needs: list[Need],
         follows: who want to see every frame that is in the topic, as it comes, and who once it is
             durable.
     """

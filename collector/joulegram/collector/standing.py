@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 GRID_EVERY_S = 10.0
 GRID_UNKNOWN_EVERY_S = 1.0
 TEAMS_EVERY_S = 15.0
+TEAMS_SHARE = 0.03  # of the time, at most: the slots that still grow are summed anew each time
 ENERGY_EVERY_S = 2.0
-SHARE = 0.03  # of the time for each, at most: the slots that still grow are summed anew each time
+ENERGY_SHARE = 0.1
 # Revisions of a grid feed mostly touch the last two days; older grams are joined again each hour.
 RECENT = timedelta(days=2)
 OLDER_EVERY_S = 3600.0
@@ -58,23 +59,24 @@ class Standing:
     async def run(self) -> None:
         """Refresh until cancelled."""
         loop = asyncio.get_running_loop()
-        things: dict[str, tuple[Callable[[], None], Callable[[], float]]] = {
-            "grid intensity": (self.refresh_grid, self._grid_every_s),
+        # What it is, how often at most (s), and the most of the time that it may take.
+        things: dict[str, tuple[Callable[[], None], Callable[[], float], float]] = {
+            "grid intensity": (self.refresh_grid, self._grid_every_s, 1.0),
         }
         if self.energy is not None:
-            things["energy"] = (self.energy.refresh, lambda: ENERGY_EVERY_S)
-        things["grams by team"] = (self.refresh_teams, lambda: TEAMS_EVERY_S)
+            things["energy"] = (self.energy.refresh, lambda: ENERGY_EVERY_S, ENERGY_SHARE)
+        things["grams by team"] = (self.refresh_teams, lambda: TEAMS_EVERY_S, TEAMS_SHARE)
         due_s = dict.fromkeys(things, 0.0)
         # One thread, so that the queries keep their session.
         with ThreadPoolExecutor(1, "standing") as thread:
             while True:
-                for what, (refresh, every_s) in things.items():
+                for what, (refresh, every_s, share) in things.items():
                     began_s = time.monotonic()
                     if began_s < due_s[what]:
                         continue
                     await loop.run_in_executor(thread, self.attempt, what, refresh)
                     took_s = time.monotonic() - began_s
-                    due_s[what] = began_s + max(every_s(), took_s / SHARE)
+                    due_s[what] = began_s + max(every_s(), took_s / share)
                 self._tried.set()
                 await asyncio.sleep(max(0.1, min(due_s.values()) - time.monotonic()))
 

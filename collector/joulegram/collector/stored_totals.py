@@ -6,11 +6,9 @@ parts of `slots` hold some of it, and is settled once its raw rows are gone, for
 come to it.
 """
 
-import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -20,14 +18,12 @@ from joulegram.collector.energy import sealed_until_s
 from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.ledger.partitions import Part, partitions, parts, period
 from joulegram.collector.live import COMPONENTS, MAX_NODES
-from joulegram.collector.rollup import DAY_S, MAX_TOUCHED, SLOT_S, Rollup, SlotKey
+from joulegram.collector.reports import Refreshes
 from joulegram.collector.totals import OLDER_SIMULATED, OTHER, TOTALS_UJ, simulated_before_slots
-from joulegram.v1.telemetry_pb2 import Frame
 
-# A frame that was seen in a topic is stored by then, if writers keep up; else they make its slot.
-SETTLE_S = 1.0
-BEGIN = datetime.fromtimestamp(0, UTC)
-END = datetime(2100, 1, 1, tzinfo=UTC)
+DAY_S = 86_400
+# Of these days slots are made at once; older ones the roll-up makes behind, one after the other.
+RECENT = timedelta(days=2)
 
 # Entries never vanish from a slot, so that the newest generation's are those of each key.
 DAY_UJ = """
@@ -44,6 +40,10 @@ SELECT count() AS frames, toUInt32(max(window)) AS newest FROM rows
 WHERE row = 0 AND window > toDateTime({known:UInt32}, 'UTC')"""
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 @dataclass(slots=True)
 class StoredTotals:
     """Energy by (node, component), uJ, as of the last `refresh`; nothing before the first.
@@ -52,9 +52,9 @@ class StoredTotals:
     """
 
     ledger: Ledger
-    rollup: Rollup
+    rollup: Refreshes
     max_nodes: int = MAX_NODES
-    monotonic_s: Callable[[], float] = time.monotonic
+    now: Callable[[], datetime] = _now
     newest_window_s: int = 0  # start of the newest window that is durable; 0: none
     simulated: frozenset[str] = frozenset()  # labels of nodes that have made-up energy
     _shown: Sequence[tuple[str, str, int]] = ()
@@ -66,17 +66,6 @@ class StoredTotals:
     _parts: frozenset[Part] = frozenset()
     _stale: set[int] = field(default_factory=set)
     _sealed_s: int | None = None  # None: not asked yet
-    _seen: dict[SlotKey, float] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def on_durable(self, frames: Sequence[Frame]) -> None:
-        """Look at their slots soon: the frames are durable, or on their way to it, perhaps."""
-        at_s = self.monotonic_s()
-        with self._lock:
-            for frame in frames:
-                self._seen[frame.node, frame.window_start_ms // 1000 // SLOT_S * SLOT_S] = at_s
-            if len(self._seen) > MAX_TOUCHED:
-                self._seen.clear()
 
     def items(self) -> Sequence[tuple[str, str, int]]:
         """(node, component, uJ), each pair once, in order."""
@@ -84,8 +73,8 @@ class StoredTotals:
 
     def refresh(self) -> None:
         """Take what the ledger has now. Blocking; in one thread at a time."""
-        self._touch_seen()
-        self.rollup.refresh(BEGIN, END)
+        now = self.now()
+        self.rollup.refresh(now - RECENT, now + RECENT)
         if self._sealed_s is None:
             self._read_sealed()
         raw = partitions(self.ledger, "rows")
@@ -97,14 +86,6 @@ class StoredTotals:
             self._show()
         if raw:
             self._find_newest_window(max(raw))
-
-    def _touch_seen(self) -> None:
-        until_s = self.monotonic_s() - SETTLE_S
-        with self._lock:
-            due = [key for key, at_s in self._seen.items() if at_s <= until_s]
-            for key in due:
-                del self._seen[key]
-        self.rollup.touch(Frame(node=node, window_start_ms=s * 1000) for node, s in due)
 
     def _read_sealed(self) -> None:
         """Energy whose slots may be gone."""
