@@ -140,6 +140,14 @@ def test_csv_is_integers_and_plain_decimals() -> None:
     assert second["key"] == "'=cmd()", "a spreadsheet must not run a name"
 
 
+def test_every_line_of_the_csv_says_whether_some_of_it_is_made_up() -> None:
+    for simulated in (True, False):
+        out = io.StringIO()
+        report.write_csv(answer(row("a", 1), row("b", 2), simulated=simulated), out)
+        lines = list(csv.DictReader(io.StringIO(out.getvalue())))
+        assert [line["simulated"] for line in lines] == [str(simulated).lower()] * 2
+
+
 class Api:
     """A collector's answer on loopback, and what was asked of it."""
 
@@ -194,6 +202,16 @@ def test_by_default_it_is_the_last_hour_by_workload(
     assert report.run(["--url", api.url]) == 0
     assert "slurm/42" in capsys.readouterr().out
     assert api.asked == {"since": ["1h"], "by": ["workload"]}
+
+
+@pytest.mark.parametrize("words", [["--tz", "-03:30"], ["--tz=-03:30"]])
+def test_an_offset_west_of_greenwich_is_no_flag(
+    api: Api, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert report.run([*words, "--url", api.url]) == 0
+    assert api.asked == {"since": ["1h"], "by": ["workload"], "tz": ["-03:30"]}
+    with pytest.raises(UsageError):
+        report.run(["--tz", "--csv", "--url", api.url])
 
 
 def test_a_refusal_is_passed_on_with_its_remedy(api: Api) -> None:

@@ -1,6 +1,7 @@
 """Power and intensity over time, from a real ledger."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.collector.carbon import START, START_S, Place, ms
 from tests.collector.made import IDLE, SYSTEM, Node, Row
 
 
-def power(site: Place, seconds: int, step_s: int = 10) -> dict[str, list[float | None]]:
+def power(site: Place, seconds: int, step_s: int = 10) -> dict[str, Any]:
     return power_series(site.ledger, START, START + timedelta(seconds=seconds), step_s)
 
 
@@ -50,6 +51,15 @@ def test_a_frame_that_arrived_twice_counts_once(site: Place) -> None:
         "INSERT INTO devices SELECT * FROM devices"  # what a replay leaves behind
     )
     assert power(site, 10)["cpu"] == [10]
+
+
+def test_made_up_watts_say_so(site: Place) -> None:
+    site.store([Node().frame(ms(START), [Row(SYSTEM, 100)])])
+    assert power(site, 10)["simulated"] is False
+    made_up = Node("sim-1", more={"simulated": True})
+    site.store([made_up.frame(ms(START) + 10_000, [Row(SYSTEM, 100)])])
+    assert power(site, 10)["simulated"] is False
+    assert power(site, 20)["simulated"] is True
 
 
 def test_a_frame_without_its_header_does_not_count_yet(site: Place) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -34,6 +35,7 @@ IDLE_MEANING = {
 CSV_COLUMNS = (
     "key", "team", "energy_uj", "energy_kwh", "g_co2e", "share", "coverage", "quality",
     "held_idle_uj", "scope", "kind", "id", "name", "user", "project",
+    "simulated",
 )  # fmt: skip
 
 Answer = Mapping[str, Any]
@@ -68,11 +70,18 @@ def run(argv: list[str]) -> int:
 
 
 def write_csv(answer: Answer, out: TextIO) -> None:
-    """One line per row: integers and plain decimals, never an exponent or a thousands separator."""
+    """One line per row: integers and plain decimals, never an exponent or a thousands separator.
+
+    `simulated` is of the whole answer: some of it was made by a simulator.
+    """
     lines = csv.writer(out, lineterminator="\n")
     lines.writerow(CSV_COLUMNS)
     for row in answer["rows"]:
-        cells = dict(row, energy_kwh=row["energy_uj"] / MICROJOULES_PER_KWH)
+        cells = dict(
+            row,
+            energy_kwh=row["energy_uj"] / MICROJOULES_PER_KWH,
+            simulated="true" if answer["simulated"] else "false",
+        )
         lines.writerow([_cell(cells.get(column)) for column in CSV_COLUMNS])
 
 
@@ -247,7 +256,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tz",
         metavar="ZONE",
-        help="whose clocks dates and days are read on, such as Europe/London or +05:45 "
+        help="whose clocks dates and days are read on, such as Europe/London, +05:45 or -03:30 "
         "(default: UTC)",
     )
     parser.add_argument("--as-of", metavar="TIME", help="answer as it was known then")
@@ -270,7 +279,18 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="rows of the table (default 40; 0: all)",
     )
     api.add_flags(parser)
-    return parser.parse(argv)
+    return parser.parse(_offsets_joined(argv))
+
+
+def _offsets_joined(argv: Sequence[str]) -> list[str]:
+    """`--tz -03:30` as `--tz=-03:30`: argparse takes what begins with - for a flag."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] == "--tz" and re.match(r"-\d", word):
+            joined[-1] = f"--tz={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 if __name__ == "__main__":

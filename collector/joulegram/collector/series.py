@@ -18,11 +18,12 @@ MAX_POINTS = 20_000
 # counts once its header is there, and once, however often it arrived.
 _POWER = """
 SELECT intDiv(toUInt32(window), {step:UInt32}) * {step:UInt32} AS t, node, part,
-       sum(uj) AS all_uj, sum(if(covered_ms > 0, covered_ms, if(uj > 0, whole_ms, 0))) AS ms
+       sum(uj) AS all_uj, sum(if(covered_ms > 0, covered_ms, if(uj > 0, whole_ms, 0))) AS ms,
+       max(made_up) AS simulated
 FROM (SELECT node, window, epoch, seq,
              if(component IN ('cpu', 'dram', 'gpu'), component, 'other') AS part,
              sum(energy_uj) AS uj, avg(coverage) * any(window_ms) AS covered_ms,
-             toFloat64(any(window_ms)) AS whole_ms
+             toFloat64(any(window_ms)) AS whole_ms, max(simulated) AS made_up
       FROM devices FINAL
       WHERE window >= toDateTime({since:UInt32}, 'UTC')
         AND window < toDateTime({until:UInt32}, 'UTC')
@@ -34,13 +35,12 @@ FROM (SELECT node, window, epoch, seq,
 GROUP BY t, node, part HAVING ms > 0"""
 
 
-def power_series(
-    ledger: Ledger, since: datetime, until: datetime, step_s: int
-) -> dict[str, list[Any]]:
+def power_series(ledger: Ledger, since: datetime, until: datetime, step_s: int) -> dict[str, Any]:
     """Mean watts by component in steps of `step_s`, which should be a multiple of the window.
 
     Returns: {"t": [epoch seconds of each step's start], "cpu": [W or None], "dram": ...,
-        "gpu": ..., "other": ...}, all of equal length. A node's watts are the mean over the
+        "gpu": ..., "other": ...}, all of equal length, and {"simulated": whether some of it was
+        made by a simulator}. A node's watts are the mean over the
         time that was measured; nodes that measured nothing in a step add nothing to it. None:
         nobody measured.
     Raises: BadQuestion for more than MAX_POINTS steps.
@@ -54,11 +54,14 @@ def power_series(
         raise BadQuestion(f"{len(times)} steps of {step_s} s: at most {MAX_POINTS}; widen step_s.")
     found = ledger.query(_POWER, {"since": since_s, "until": until_s, "step": step_s})
     watts: dict[tuple[str, int], float] = defaultdict(float)
+    simulated = False
     for row in found.to_pylist():
+        simulated |= bool(row["simulated"])
         watts[row["part"], int(row["t"])] += row["all_uj"] / 1e6 / (row["ms"] / 1e3)
     return {
         "t": list(times),
         **{part: [watts.get((part, t)) for t in times] for part in COMPONENTS},
+        "simulated": simulated,
     }
 
 

@@ -92,6 +92,7 @@ class PowerSeries(BaseModel):
     """Mean power in steps; every list has the length of `t`. null: nobody measured then."""
 
     step_s: int = Field(description="length of a step, s")
+    simulated: bool = Field(description="some of it was made by a simulator")
     t: list[float] = Field(description="start of the step, seconds since 1970 UTC")
     cpu: list[float | None] = Field(description="W")
     dram: list[float | None] = Field(description="W")

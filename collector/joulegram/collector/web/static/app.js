@@ -357,7 +357,10 @@ async function refreshNow() {
 async function refreshCharts() {
   if (!lastNow || lastNow.state === "waiting") return;
   const [power, intensity] = await Promise.allSettled([ask("/api/v1/power?since=1h"), ask("/api/v1/intensity?since=24h")]);
-  if (power.status === "fulfilled") lastCharts.power = power.value;
+  if (power.status === "fulfilled") {
+    lastCharts.power = power.value;
+    show(at("power-simulated"), power.value.simulated);
+  }
   else if (String(power.reason).endsWith("403")) draw("power-chart", [], {}, "A team's token does not show this: joulegram report has its energy over any time.");
   if (intensity.status === "fulfilled") lastCharts.intensity = intensity.value.points;
   drawCharts();
