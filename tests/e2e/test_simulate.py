@@ -1,13 +1,17 @@
 """`joulegram simulate` as it is shipped: over the wire and into a directory, to the same sums."""
 
+import csv
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from joulegram.cli.main import OWN
 from joulegram.collector.ledger.chdb import ChdbLedger
+from tests.collector.made import IDLE, Node, Row, workload
 from tests.e2e.sending import collector
 from tests.servers import chromium, free_port, joulegram, running, wait_until
 
@@ -95,6 +99,62 @@ def test_over_the_wire_and_it_says_simulated_wherever_it_is_shown(tmp_path: Path
             for badge in ("today-simulated", "teams-simulated"):
                 page.wait_for_selector(f"#{badge}:not([hidden])", timeout=30_000)
     assert ledger_says(tmp_path / "ledger")["rows_uj"] == sent["energy_uj"]
+
+
+NO_ENERGY = {"/api/v1/intensity", "/api/v1/health"}  # answers that hold none
+# The CLI's own commands, and in which ways each shows energy.
+SHOWN: dict[str, list[list[str]]] = {
+    "report": [[], ["--by", "team"], ["--csv"], ["--json"]],
+    "top": [["--once"]],
+    "up": [],
+    "config": [],
+}
+
+
+def says_simulated(answer: dict[str, Any]) -> bool:
+    """Of an answer as a whole, or of each of its nodes."""
+    parts = [answer] if "simulated" in answer else answer.get("nodes", [])
+    return bool(parts) and all(part.get("simulated") is True for part in parts)
+
+
+def test_whatever_can_show_made_up_energy_says_so(tmp_path: Path) -> None:
+    """A new route or command fails here until somebody has thought of its mark."""
+    simulate(tmp_path, "--data", str(tmp_path / "ledger"))
+    with collector(tmp_path) as page:
+        metrics = page.get("/metrics").text
+        assert "joulegram_energy_joules_total{" in metrics
+        assert "\njoulegram_simulated_nodes 6.0\n" in metrics, "before a frame has come"
+        window_ms = (time.time_ns() // 1_000_000 // 10_000 - 1) * 10_000
+        live = Node("sim-live", more={"simulated": True}).frame(
+            window_ms, [Row(workload("slurm", "7"), cpu_j=30.0, pid=3, command="a"), Row(IDLE, 9.0)]
+        )
+        page.send([live])
+        assert "\njoulegram_simulated_nodes 7.0\n" in page.get("/metrics").text
+        paths = set(page.get("/api/openapi.json").json()["paths"])
+        assert paths > NO_ENERGY
+        for path in sorted(paths - NO_ENERGY):
+            assert says_simulated(page.get(path).json()), path
+        assert set(SHOWN) == set(OWN)
+        for command, ways in SHOWN.items():
+            for words in ways:
+                said = subprocess.run(
+                    joulegram(command, *words, "--url", page.url),
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    check=True,
+                ).stdout
+                assert "simulated" in said.lower(), (command, words)
+                if "--csv" in words:
+                    lines = list(csv.DictReader(said.splitlines()))
+                    assert lines and {line["simulated"] for line in lines} == {"true"}
+                elif "--json" in words:
+                    assert says_simulated(json.loads(said))
+        with chromium() as browser:
+            shown = browser.new_page()
+            shown.goto(page.url)
+            for badge in ("simulated", "today-simulated", "power-simulated", "teams-simulated"):
+                shown.wait_for_selector(f"#{badge}:not([hidden])", timeout=30_000)
 
 
 def test_what_a_collector_refuses_is_told_and_fails(tmp_path: Path) -> None:
