@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from joulegram.collector import schema_command
+from joulegram.collector import counters, schema_command
 from joulegram.collector.config import CollectorConfig
 from joulegram.collector.errors import LedgerFailed
 from joulegram.collector.ledger import cluster as clusters
@@ -16,6 +17,7 @@ from joulegram.collector.ledger.lease import lease
 from joulegram.collector.ledger.migrate import SCHEMA, migrate
 from joulegram.collector.ledger.partitions import drop_partition, partitions
 from joulegram.collector.rollup import Rollup
+from joulegram.collector.stored_totals import StoredTotals
 from joulegram.collector.writer import Store
 from joulegram.v1.telemetry_pb2 import Frame
 from tests.clickhouse import ClickhouseServer
@@ -202,6 +204,9 @@ def test_a_replica_that_lags_makes_nothing_less_and_nothing_double(empty: Runnin
 
 def test_without_its_quorum_nothing_is_taken_and_later_all_is_there_once(empty: Running) -> None:
     ledger = empty.ledger(0, insert_quorum=2, timeout_s=6.0)
+    registry = CollectorRegistry()
+    counters.register(registry)
+    assert registry.get_sample_value("joulegram_ledger_insert_quorum") == 2
     store = store_of(ledger)
     first, second = [frame(n) for n in range(1, 6)], [frame(n) for n in range(6, 11)]
     assert offer(store, first) == []
@@ -221,7 +226,12 @@ def test_without_its_quorum_nothing_is_taken_and_later_all_is_there_once(empty: 
     assert empty.held(0) == empty.held(1) == total([*first, *second])
     Rollup(ledger).refresh(*EVER)
     assert slots(ledger) == expected([*first, *second])
+    totals = StoredTotals(ledger, Rollup(ledger))
+    totals.refresh()
+    assert sum(uj for _, _, uj in totals.items()) == energy_uj([*first, *second])
     ledger.close()
+    empty.ledger(0).close()
+    assert registry.get_sample_value("joulegram_ledger_insert_quorum") == 0
 
 
 def test_an_insert_of_unknown_outcome_is_looked_up(empty: Running) -> None:
