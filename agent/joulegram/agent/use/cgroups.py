@@ -127,13 +127,16 @@ class Cgroups:
         if counted >= 0:
             pread = os.pread
             for group in list(self._known.values()):
+                raw = None
                 try:
-                    if group.used_ns >= 0 and pread(group.file, COUNTER_BYTES, 0) == group.raw:
-                        group.read_ns = begun_ns
-                        continue
+                    if group.used_ns >= 0:
+                        raw = pread(group.file, COUNTER_BYTES, 0)
+                        if raw == group.raw:
+                            group.read_ns = begun_ns
+                            continue
                 except OSError:
                     pass
-                self._take(group, plausible_ns, changes)
+                self._take(group, plausible_ns, changes, raw)
                 if group.used_ns < 0:  # removed, most likely; the walk finds it otherwise
                     self._drop(group)
         if counted < 0 or counted != (self._walked_at if self._cut_short else len(self)):
@@ -170,9 +173,16 @@ class Cgroups:
         for path in self._known.keys() - present:
             self._drop(self._known[path])
 
-    def _take(self, group: Cgroup, plausible_ns: int, changes: dict[str, Change]) -> None:
+    def _take(
+        self,
+        group: Cgroup,
+        plausible_ns: int,
+        changes: dict[str, Change],
+        raw: bytes | None = None,
+    ) -> None:
+        """Note its use. `raw`: what its counter holds, where it was just read."""
         counted = group.used_ns >= 0
-        used_ns = self._value(group)
+        used_ns = self._value(group, raw)
         self.reshaped |= counted != (group.used_ns >= 0 or used_ns is not None)
         if used_ns is None:
             self.moved.append(group.path)
@@ -342,7 +352,7 @@ class Cgroups:
             group.file = -1
             self._files_left += 1
 
-    def _value(self, group: Cgroup) -> int | None:
+    def _value(self, group: Cgroup, raw: bytes | None) -> int | None:
         """The counter now, ns; None when it cannot be read."""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -351,7 +361,8 @@ class Cgroups:
                 self._retries -= 1
                 time.sleep(PAUSE_S)
             try:
-                raw = self._bytes(group)
+                if raw is None or attempt:
+                    raw = self._bytes(group)
             except OSError:
                 self._close(group)
                 group.used_ns = -1  # what it uses is its parent's until it answers again
@@ -440,8 +451,7 @@ def _usage_ns(raw: bytes) -> int | None:
 
 def _of_stat(raw: bytes, name: bytes) -> int | None:
     """A line of cpu.stat, ns; None when it is not there, or torn."""
-    for line in raw.splitlines(keepends=True):
-        if line.startswith(name):
-            value = as_count(line.removeprefix(name))
-            return None if value is None else value * 1000
-    return None
+    if not raw.startswith(name):
+        raw, name = b"\n" + raw, b"\n" + name
+    digits, newline, _ = raw.partition(name)[2].partition(b"\n")
+    return int(digits) * 1000 if newline and digits.isdigit() else None
