@@ -19,7 +19,7 @@ from joulegram.collector.errors import BadQuestion
 from joulegram.collector.grid.yearly import END_OF_TIME_S
 from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.local_days import days
-from joulegram.collector.rates import rates
+from joulegram.collector.rates import Rates, rates
 from joulegram.collector.settings import in_force, known
 
 BY = ("workload", "user", "team", "node", "component", "kind", "day")
@@ -91,14 +91,13 @@ def report(
     grid = rates(ledger, since_s, until_s, as_of_ms, basis)
     kept = [index for index, name in enumerate(COMPONENTS) if name in components]
     by_day = days(since_s, until_s, zone) if by == "day" else []
-    books = Books(
-        Question(by, idle_policy, kept, teams.rules(ledger, as_of_ms), team, by_day),
-        grid,
-        energy.workload_details(ledger, source),
-        spans(ledger, source, as_of_ms),
-    )
-    for chunk in energy.chunks(ledger, source, books.nodes):
-        books.add(chunk)
+    question = Question(by, idle_policy, kept, teams.rules(ledger, as_of_ms), team, by_day)
+    books = _books(ledger, source, question, grid, as_of_ms)
+    if books.metered_uj != books.total_uj and source.landed_ms is not None:
+        # Frames of two contents, which slots leave out, lie in the raw rows.
+        energy_as_of = "latest"
+        source = energy.Source(since_s, until_s)
+        books = _books(ledger, source, question, grid, as_of_ms)
     if books.metered_uj != books.total_uj:
         # Two sums of different columns; a frame whose rows do not hold never passes the intake.
         raise RuntimeError(
@@ -125,6 +124,16 @@ def report(
         **({"totals_until": _iso(_utc(sealed_s))} if since_s < sealed_s else {}),
         "simulated": books.simulated,
     }
+
+
+def _books(
+    ledger: Ledger, source: energy.Source, question: Question, grid: Rates, as_of_ms: int
+) -> Books:
+    details = energy.workload_details(ledger, source)
+    books = Books(question, grid, details, spans(ledger, source, as_of_ms))
+    for chunk in energy.chunks(ledger, source, books.nodes):
+        books.add(chunk)
+    return books
 
 
 def team_grams(

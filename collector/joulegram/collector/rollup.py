@@ -13,6 +13,7 @@ import math
 import secrets
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,10 +22,21 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from joulegram.collector import counters
+from joulegram.collector.checked import Identity
 from joulegram.collector.ledger.ledger import Ledger, literal
 from joulegram.collector.ledger.partitions import partitions
+from joulegram.collector.whole import (
+    DEVICES_FIRST,
+    Looked,
+    Whole,
+    devices_of,
+    look,
+    parts_of,
+    rows_of,
+)
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
@@ -36,6 +48,8 @@ DAY_S = 86_400
 MAX_SLOTS = 512  # looked at together
 MAX_FRAMES = 5_000  # summed together
 MAX_TOUCHED = 200_000  # beyond it their days are compared whole again
+TRIES = 3  # at slots to which something happens while they are looked at
+MAX_NOTED = 10_000  # frames of which it was said that another content has their identity
 # Longer than the usual window, so that a slot is made once when it is over and not again at
 # every frame of its 5 minutes. Readers do not wait for it: they refresh what they ask for.
 QUIET_S = 20.0
@@ -87,9 +101,10 @@ class _Made:
     frames_ms: int
     first_s: int = 0
     end_s: int = 0
-    identities: tuple[tuple[int, int], ...] = ()  # (epoch, seq)
-    once: bool = False  # no row of it came twice
+    once: bool = False  # no header in it came twice
     sums: "tuple[int, ...]" = ()  # what its headers promise: rows, their numbers, their energy
+    whole: tuple[Whole, ...] = ()  # its frames, where they were looked at one by one
+    mixed: int = 0  # frames that are there and do not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +114,11 @@ class _Sums:
     workloads: pa.Table
     devices: pa.Table
     reserved: pa.Table
+
+    def without(self, slots: "set[SlotKey]") -> "_Sums":
+        if not slots:
+            return self
+        return _Sums(*(_without(t, slots) for t in (self.workloads, self.devices, self.reserved)))
 
 
 class Rollup:
@@ -120,6 +140,7 @@ class Rollup:
         self._parts = partitions(ledger, "rows")
         self._uncompared = {_day_of(day) for day in self._parts}
         self._looked_at_s = monotonic_s()
+        self._noted: OrderedDict[tuple[Identity, str], None] = OrderedDict()
 
     def touch(self, frames: Iterable[Frame]) -> None:
         """Note where frames became durable. Call it before anybody hears that they are."""
@@ -241,7 +262,7 @@ class Rollup:
             "SELECT node, slot_s, count() AS frames, sum(hash) AS frames_hash FROM ("
             f"SELECT node, {_SLOT} AS slot_s, hash FROM rows "
             f"WHERE window >= {start} AND window < {end} AND row = 0 "
-            "LIMIT 1 BY node, slot_s, epoch, seq) GROUP BY node, slot_s"
+            "LIMIT 1 BY node, slot_s, epoch, seq, hash) GROUP BY node, slot_s"
         ).to_pylist()
         made = self._made(f"slot >= {start} AND slot < {end}")
         dirty = []
@@ -278,14 +299,13 @@ class Rollup:
             made = self._made(inside)
             changed = _newer(self._promised(keys), made)
             for some in _groups(changed):
-                sums = self._plain_sums(some)
-                if sums is None:
-                    some = _newer(self._present(list(some)), made)
-                    sums = self._exact_sums(some) if some else None
-                if sums is not None:
-                    self._write(some, self._generations(some, made), sums)
-                    counters.ROLLED_UP.inc(len(some))
-                    written += len(some)
+                plain = {key: made for key, made in some.items() if made.once}
+                if plain:
+                    sums, doubtful = self._plain_sums(plain)
+                    written += self._write(plain, made, sums, doubtful)
+                    plain = {key: plain[key] for key in plain.keys() - doubtful}
+                if others := some.keys() - plain.keys():
+                    written += self._write_exact(others, made)
             return written
         except BaseException:
             self._put_back(keys)
@@ -315,74 +335,84 @@ class Rollup:
             for row in found
         }
 
-    def _plain_sums(self, slots: Mapping[SlotKey, _Made]) -> _Sums | None:
-        """Sums over all that lies in slots; None unless that is what the headers promise.
+    def _plain_sums(self, slots: Mapping[SlotKey, _Made]) -> tuple[_Sums, set[SlotKey]]:
+        """Sums over all that lies in slots, and those where they are not what headers promise.
 
-        That is the rule. It is not when rows lie there twice, lack their header, or land
+        That is rare. Rows lie there twice, lack their header, are of another content, or land
         meanwhile; then `_exact_sums` looks at each frame, which costs several times as much.
         """
-        if not all(made.once for made in slots.values()):
-            return None
         inside = _inside(list(slots), "window", _SLOT)
         headers = f"SELECT node, epoch, seq FROM rows WHERE {inside} AND row = 0"
         sums = _Sums(
-            self._ledger.query(_of_workloads(f"{inside} AND row > 0")),
-            self._ledger.query(_of_devices(inside)),
-            self._ledger.query(_of_reserved(f"{inside} AND (node, epoch, seq) IN ({headers})")),
+            self._ledger.query(_of_workloads("rows", f"{inside} AND row > 0")),
+            self._ledger.query(_of_devices("devices", inside)),
+            self._ledger.query(
+                _of_reserved("reservations", f"{inside} AND (node, epoch, seq) IN ({headers})")
+            ),
         )
         seen = self._ledger.query(
             f"SELECT node, {_SLOT} AS slot, uniqExact(epoch, seq) AS n FROM devices "
             f"WHERE {inside} GROUP BY node, slot"
         )
-        if not _are_promised(sums.workloads, slots):
-            return None
-        energy = _per_slot(sums.devices, "energy_uj")
         frames = _per_slot(seen, "n")
-        for key, made in slots.items():
-            if energy.get(key, (0,)) != made.sums[2:]:
-                return None
-            if frames.get(key, (0,))[0] > made.frames:
-                return None
-        return sums
+        more = {key for key, made in slots.items() if frames.get(key, (0,))[0] > made.frames}
+        return sums, more | _doubtful(sums, slots)
 
-    def _present(self, keys: Sequence[SlotKey]) -> dict[SlotKey, _Made]:
-        """The frames of slots that are there with their header and all their rows."""
-        # Counting distinct rows is dear, and only needed where some came twice.
-        found = self._ledger.query(
-            f"SELECT node, {_SLOT} AS slot_s, epoch, seq, max(hash) AS h, max(window_ms) AS ms, "
-            "toUInt32(min(window)) AS begin_s, max(row_count) AS n_rows, max(total_uj) AS uj, "
-            "count() = max(row_count) + 1 AND max(row) = max(row_count) AND min(row) = 0 AS once "
-            f"FROM rows WHERE {_inside(keys, 'window', _SLOT)} GROUP BY node, slot_s, epoch, seq"
-        ).to_pylist()
-        if not all(row["once"] for row in found):
-            found = self._ledger.query(
-                f"SELECT node, {_SLOT} AS slot_s, epoch, seq, max(hash) AS h, "
-                "max(window_ms) AS ms, toUInt32(min(window)) AS begin_s, "
-                "max(row_count) AS n_rows, max(total_uj) AS uj, 0 AS once "
-                f"FROM rows WHERE {_inside(keys, 'window', _SLOT)} "
-                "GROUP BY node, slot_s, epoch, seq "
-                "HAVING min(row) = 0 AND uniqExact(row) = max(row_count) + 1"
-            ).to_pylist()
-        frames: dict[SlotKey, list[dict[str, Any]]] = {}
-        for row in found:
-            frames.setdefault((row["node"], row["slot_s"]), []).append(row)
+    def _write_exact(
+        self, keys: Iterable[SlotKey], before: Mapping[SlotKey, tuple[int, _Made]]
+    ) -> int:
+        """Write slots frame by frame where that changes them."""
+        written = 0
+        left = set(keys)
+        for _ in range(TRIES):
+            slots = _newer(self._present(left), before)
+            left = set()
+            for some in _groups(slots):
+                sums = self._exact_sums(some)
+                doubtful = _doubtful(sums, some)
+                written += self._write(some, before, sums, doubtful)
+                left |= doubtful
+            if not left:
+                break
+        self._put_back(left)
+        return written
+
+    def _present(self, keys: Iterable[SlotKey]) -> dict[SlotKey, _Made]:
+        """Slots made from the frames that are there whole."""
+        keys = list(keys)
+        looked = look(self._ledger, _inside(keys, "window", _SLOT))
+        self._note(looked)
         return {
-            key: _Made(
-                len(rows),
-                sum(row["h"] for row in rows) % 2**64,
-                sum(row["ms"] for row in rows),
-                min(row["begin_s"] for row in rows),
-                max(row["begin_s"] + -(-row["ms"] // 1000) for row in rows),
-                tuple((row["epoch"], row["seq"]) for row in rows),
-                all(row["once"] for row in rows),
-                (
-                    sum(row["n_rows"] for row in rows),
-                    sum(row["n_rows"] * (row["n_rows"] + 1) // 2 for row in rows),
-                    sum(row["uj"] for row in rows),
-                ),
-            )
-            for key, rows in frames.items()
+            key: _made_of(looked.whole.get(key, []), len(looked.mixed.get(key, ())))
+            for key in keys
+            if key in looked.whole or looked.mixed.get(key)
         }
+
+    def _note(self, looked: Looked) -> None:
+        """Count frames whose identity has a second content, and speak of the first of a node."""
+        mixed = [identity for some in looked.mixed.values() for identity in sorted(some)]
+        for outcome, identities in (("left_out", mixed), ("one_counts", sorted(looked.settled))):
+            for identity in identities:
+                if (identity, outcome) in self._noted:
+                    continue
+                node, epoch, seq = identity
+                if not any(noted[0] == node for noted, _ in self._noted):
+                    log.warning(
+                        "frame %d of epoch %#x of %s came with two contents, to two writers at "
+                        "once: %s. Look for two agents with one name, or for a copied state "
+                        "directory; more such frames of %s are counted and not logged",
+                        seq,
+                        epoch,
+                        node,
+                        "one of them counts"
+                        if outcome == "one_counts"
+                        else "its rows and devices are of both, so that reports leave it out",
+                        node,
+                    )
+                counters.CONFLICTS.labels(outcome).inc()
+                self._noted[identity, outcome] = None
+                if len(self._noted) > MAX_NOTED:
+                    self._noted.popitem(last=False)
 
     def _generations(
         self, slots: Mapping[SlotKey, _Made], before: Mapping[SlotKey, tuple[int, _Made]]
@@ -391,11 +421,12 @@ class Rollup:
 
         Frames never leave a slot, so that more frames win over fewer, whatever the clocks of two
         writers say and whoever inserts last: count, ms since 1970, and bits that no other has.
+        Frames that are there and do not count are seen, too.
         """
         now_ms, own = self._now_ms() % 2**42, secrets.randbits(8)
         return {
             key: max(
-                min(made.frames, 2**14 - 1) << 50 | now_ms << 8 | own,
+                min(made.frames + made.mixed, 2**14 - 1) << 50 | now_ms << 8 | own,
                 before[key][0] + 1 if key in before else 0,
             )
             for key, made in slots.items()
@@ -404,29 +435,31 @@ class Rollup:
     def _exact_sums(self, slots: Mapping[SlotKey, _Made]) -> _Sums:
         # The frames are named, so that the sums over rows, devices and reservations are of the
         # same ones while commits go on.
-        identities = ", ".join(
-            f"({literal(node)}, {epoch}, {seq})"
-            for (node, _), made in slots.items()
-            for epoch, seq in made.identities
+        inside = _inside(list(slots), "window", _SLOT)
+        frames = [frame for made in slots.values() for frame in made.whole]
+        rows, devices, parts = (
+            [of(frames) for of in (rows_of, devices_of, parts_of)] if frames else ("0", "0", "0")
         )
-        inside = f"{_inside(list(slots), 'window', _SLOT)} AND (node, epoch, seq) IN ({identities})"
-        rows = f"{inside} AND row > 0"
-        once = all(made.once for made in slots.values())
-        workloads = self._ledger.query(_of_workloads(rows)) if once else None
-        # Rows may have come a second time since they were looked at.
-        if workloads is None or not _are_promised(workloads, slots):
-            workloads = self._ledger.query(
-                _of_workloads(f"{rows} LIMIT 1 BY node, slot, epoch, seq, row")
-            )
+        once = "LIMIT 1 BY node, slot, epoch, seq, row"
+        devices += f" ORDER BY {DEVICES_FIRST}"
         return _Sums(
-            workloads,
-            self._ledger.query(_of_devices(inside)),
-            self._ledger.query(_of_reserved(inside)),
+            self._ledger.query(_of_workloads("rows FINAL", f"{inside} AND {rows} {once}")),
+            self._ledger.query(_of_devices("devices FINAL", f"{inside} AND {devices}")),
+            self._ledger.query(_of_reserved("reservations FINAL", f"{inside} AND {parts}")),
         )
 
     def _write(
-        self, slots: Mapping[SlotKey, _Made], generations: Mapping[SlotKey, int], sums: _Sums
-    ) -> None:
+        self,
+        slots: Mapping[SlotKey, _Made],
+        before: Mapping[SlotKey, tuple[int, _Made]],
+        sums: _Sums,
+        but: set[SlotKey],
+    ) -> int:
+        """Write slots, all but some. Returns: how many."""
+        slots = {key: made for key, made in slots.items() if key not in but}
+        if not slots:
+            return 0
+        sums = sums.without(but)
         frames = pa.table(
             {
                 "node": [node for node, _ in slots],
@@ -447,11 +480,15 @@ class Rollup:
             ]
         )
         columns = {name: whole[name].combine_chunks() for name in whole.column_names}
-        columns["generation"] = _of_slots(columns["node"], columns["slot"], generations)
+        columns["generation"] = _of_slots(
+            columns["node"], columns["slot"], self._generations(slots, before)
+        )
         self._ledger.insert("slots", columns)
+        counters.ROLLED_UP.inc(len(slots))
+        return len(slots)
 
 
-def _of_workloads(where: str) -> str:
+def _of_workloads(table: str, where: str) -> str:
     return (
         "SELECT node, slot, workload, holder, device, sum(cpu) AS cpu_uj, "
         "sum(dram) AS dram_uj, sum(gpu) AS gpu_uj, sum(other) AS other_uj, "
@@ -460,11 +497,11 @@ def _of_workloads(where: str) -> str:
         "cpu_uj + dram_uj + gpu_uj + other_uj AS all_uj FROM ("
         f"SELECT node, {_SLOT} AS slot, row, workload, holder, device, cpu_uj AS cpu, "
         "dram_uj AS dram, gpu_uj AS gpu, other_uj AS other, cpu_ns AS cpu_t, gpu_ns AS gpu_t "
-        f"FROM rows WHERE {where}) GROUP BY node, slot, workload, holder, device"
+        f"FROM {table} WHERE {where}) GROUP BY node, slot, workload, holder, device"
     )
 
 
-def _of_devices(where: str) -> str:
+def _of_devices(table: str, where: str) -> str:
     return (
         "SELECT node, slot, name AS device, component, sum(uj) AS energy_uj, "
         "sum(idle) AS idle_uj, sum(coverage * window_ms) AS covered_ms, "
@@ -473,16 +510,16 @@ def _of_devices(where: str) -> str:
         "max(made_up) AS simulated, any(host) AS host_node FROM ("
         f"SELECT node, {_SLOT} AS slot, name, component, energy_uj AS uj, idle_uj AS idle, "
         "coverage, window_ms, quality, simulated AS made_up, host_node AS host "
-        f"FROM devices WHERE {where} LIMIT 1 BY node, slot, epoch, seq, device"
+        f"FROM {table} WHERE {where} LIMIT 1 BY node, slot, epoch, seq, device"
         ") GROUP BY node, slot, name, component"
     )
 
 
-def _of_reserved(where: str) -> str:
+def _of_reserved(table: str, where: str) -> str:
     return (
         "SELECT node, slot, workload, device, sum(amount * window_ms) AS reserved_ms FROM ("
         f"SELECT node, {_SLOT} AS slot, workload, device, amount, window_ms "
-        f"FROM reservations WHERE {where} LIMIT 1 BY node, slot, epoch, seq, workload, device"
+        f"FROM {table} WHERE {where} LIMIT 1 BY node, slot, epoch, seq, workload, device"
         ") GROUP BY node, slot, workload, device"
     )
 
@@ -495,23 +532,82 @@ def _per_slot(table: pa.Table, *columns: str) -> dict[SlotKey, tuple[int, ...]]:
     return dict(zip(keys, values, strict=True))
 
 
-def _are_promised(workloads: pa.Table, slots: Mapping[SlotKey, _Made]) -> bool:
-    """Whether the rows of these slots are those that their headers speak of, each once."""
-    rows = _per_slot(workloads, "n_rows", "numbers", "all_uj")
-    return all(rows.get(key, (0, 0, 0)) == made.sums for key, made in slots.items())
+def _doubtful(sums: _Sums, slots: Mapping[SlotKey, _Made]) -> set[SlotKey]:
+    """Those of these slots whose rows and devices are not those that their headers speak of."""
+    rows = _per_slot(sums.workloads, "n_rows", "numbers", "all_uj")
+    drawn = _per_slot(sums.devices, "energy_uj")
+    doubtful = {
+        key
+        for key, made in slots.items()
+        if rows.get(key, (0, 0, 0)) != made.sums or drawn.get(key, (0,)) != made.sums[2:]
+    }
+    return doubtful | (_apart(sums) & slots.keys())
+
+
+def _apart(sums: _Sums) -> set[SlotKey]:
+    """Slots whose workloads do not hold what devices drew, by component and GPU."""
+
+    def parts(table: pa.Table, part: Any, uj: Any) -> pa.Table:
+        names = {"node": pa.string(), "slot": pa.uint32()}
+        columns = {name: table[name].cast(kind) for name, kind in names.items()}
+        return pa.table({**columns, "part": part, "uj": uj})
+
+    def of_gpu(device: Any) -> Any:
+        return pc.binary_join_element_wise("gpu", device.cast(pa.string()), " ")
+
+    held, drawn = sums.workloads, sums.devices
+    component = drawn["component"].cast(pa.string())
+    by_part = [
+        parts(
+            drawn,
+            pc.if_else(pc.equal(component, "gpu"), of_gpu(drawn["device"]), component),
+            pc.negate(drawn["energy_uj"].cast(pa.int64(), safe=False)),
+        )
+    ]
+    for name in ("cpu", "dram", "gpu", "other"):
+        part = of_gpu(held["device"]) if name == "gpu" else pa.repeat(name, held.num_rows)
+        by_part.append(parts(held, part, held[f"{name}_uj"].cast(pa.int64(), safe=False)))
+    left = pa.concat_tables(by_part).group_by(["node", "slot", "part"]).aggregate([("uj", "sum")])
+    left = left.filter(pc.not_equal(left["uj_sum"], 0))
+    return set(zip(left["node"].to_pylist(), left["slot"].to_pylist(), strict=True))
+
+
+def _without(table: pa.Table, slots: set[SlotKey]) -> pa.Table:
+    keys = zip(table["node"].to_pylist(), table["slot"].to_pylist(), strict=True)
+    return table.filter(pa.array([key not in slots for key in keys], pa.bool_()))
+
+
+def _made_of(frames: Sequence[Whole], mixed: int) -> _Made:
+    begins_s = [frame.place[1] for frame in frames]
+    ends_s = [frame.place[1] + -(-frame.window_ms // 1000) for frame in frames]
+    return _Made(
+        len(frames),
+        sum(frame.hash for frame in frames) % 2**64,
+        sum(frame.window_ms for frame in frames),
+        min(begins_s, default=0),
+        max(ends_s, default=0),
+        sums=(
+            sum(frame.rows for frame in frames),
+            sum(frame.rows * (frame.rows + 1) // 2 for frame in frames),
+            sum(frame.energy_uj for frame in frames),
+        ),
+        whole=tuple(frames),
+        mixed=mixed,
+    )
 
 
 def _newer(
     now: Mapping[SlotKey, _Made], made: Mapping[SlotKey, tuple[int, _Made]]
 ) -> dict[SlotKey, _Made]:
     """Slots that should be written anew."""
-    return {key: one for key, one in now.items() if key not in made or _is_newer(one, made[key][1])}
+    nothing = 0, _Made(0, 0, 0)
+    return {key: one for key, one in now.items() if _is_newer(one, made.get(key, nothing)[1])}
 
 
 def _is_newer(now: _Made, made: _Made) -> bool:
     """Whether a slot should be written anew. Fewer frames mean that its rows are gone."""
     other = (made.frames, made.frames_hash) != (now.frames, now.frames_hash)
-    return other and now.frames >= made.frames
+    return other and now.frames + now.mixed >= made.frames
 
 
 def _of_slots(node: pa.Array, slot: pa.Array, values: Mapping[SlotKey, int]) -> Any:
