@@ -1,5 +1,6 @@
 """`joulegram schema`: what it says, what it does, who may, and what a past ledger keeps."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -10,13 +11,19 @@ import pytest
 
 from joulegram.collector import schema_command
 from joulegram.collector.config import CollectorConfig
-from joulegram.collector.errors import LeaseTaken, LedgerUnusable, SchemaTooNew, SchemaTooOld
+from joulegram.collector.errors import (
+    LeaseTaken,
+    LedgerFailed,
+    LedgerUnusable,
+    SchemaTooNew,
+    SchemaTooOld,
+)
 from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.ledger.clickhouse import ClickhouseLedger
 from joulegram.collector.ledger.config import ClickhouseConfig
 from joulegram.collector.ledger.lease import LEASE_S, lease
 from joulegram.collector.ledger.ledger import Ledger
-from joulegram.collector.ledger.migrate import SCHEMA, migrate, plan
+from joulegram.collector.ledger.migrate import SCHEMA, migrate, plan, watch
 from joulegram.collector.rollup import Rollup
 from tests.clickhouse import ClickhouseServer
 from tests.collector.ledgers import KINDS, opened
@@ -78,6 +85,36 @@ def test_a_writer_refuses_what_it_does_not_know(bare: Ledger, tmp_path: Path) ->
     migrate(bare, future)
     with pytest.raises(SchemaTooNew, match="9000"):
         plan(bare).check_current()
+
+
+def test_a_writer_that_runs_ends_when_it_does_not_know_the_schema_any_more(
+    bare: Ledger, tmp_path: Path
+) -> None:
+    class Unanswering:
+        failures = 2
+
+        def query(self, sql: str) -> object:
+            if self.failures:
+                self.failures -= 1
+                raise LedgerFailed("no server answers")
+            return bare.query(sql)
+
+        cluster = ""
+
+    async def run() -> None:
+        watching = asyncio.create_task(watch(Unanswering(), every_s=0.01))  # type: ignore[arg-type]
+        await asyncio.wait({watching}, timeout=0.3)
+        assert not watching.done()
+        future = past(tmp_path, len(FILES))
+        more = "CREATE TABLE IF NOT EXISTS m (a UInt8) ENGINE = Memory;"
+        (future / "9000_more.sql").write_text(more)
+        await asyncio.to_thread(migrate, bare, future)
+        with pytest.raises(SchemaTooNew, match="9000"):
+            async with asyncio.timeout(20.0):
+                await watching
+
+    migrate(bare)
+    asyncio.run(run())
 
 
 def test_show_plan_apply_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from joulegram.collector.grid.feeds import Feeds
 from joulegram.collector.intake import SERVER_OPTIONS, STREAMS_MAX, Intake, add_intake
 from joulegram.collector.kafka.config import KafkaConfig
 from joulegram.collector.ledger.ledger import Ledger
+from joulegram.collector.ledger.migrate import watch
 from joulegram.collector.metrics import CollectorMetrics
 from joulegram.collector.nodes import check_retired, record_retired
 from joulegram.collector.retry import Retry
@@ -106,6 +107,8 @@ async def serve(
     access = Access(guard.readers, guard.hosts if is_local(web_socket) else None)
     parts = _Parts()
     parts.behind(guard.run())
+    if ledger is not None and not ledger.exclusive:
+        _watch(parts, ledger)
     rollup = None if ledger is None else Rollup(ledger)
     said = [] if ledger is None else [f"ledger {where}"]
 
@@ -191,6 +194,16 @@ async def serve(
             raise failure
     if ledger is not None:
         await asyncio.to_thread(ledger.close, LEDGER_END_S)
+
+
+def _watch(parts: _Parts, ledger: Ledger) -> None:
+    """End, as a start would be refused, when the ledger gets a schema that we do not know."""
+    watching = parts.run(watch(ledger))
+
+    async def end() -> None:
+        watching.cancel()
+
+    parts.endings.append(end)
 
 
 def _record(ledger: Ledger, settings: Settings) -> None:

@@ -6,6 +6,7 @@ The embedded ledger is migrated when it is opened, under the lock of its directo
 migrated by `joulegram schema apply` alone, under a lease.
 """
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from joulegram.collector.errors import SchemaTooNew, SchemaTooOld
+from joulegram.collector.errors import CollectorError, SchemaTooNew, SchemaTooOld
 from joulegram.collector.ledger.cluster import on_cluster
 from joulegram.collector.ledger.ledger import Ledger, literal
 
+WATCH_EVERY_S = 60.0
 SCHEMA = Path(__file__).parent / "schema"
 
 VERSIONS = """
@@ -147,6 +149,20 @@ def migrate(
             },
         )
     return [step.version for step in ahead.steps]
+
+
+async def watch(ledger: Ledger, every_s: float = WATCH_EVERY_S) -> None:
+    """Never return while we know the version of a ledger that others may migrate.
+
+    Raises: SchemaTooNew when somebody has brought it to one that this joulegram does not know.
+    """
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            ahead = await asyncio.to_thread(plan, ledger)
+        except CollectorError:  # servers do not answer; whoever writes says so
+            continue
+        ahead.check_known()
 
 
 def server_version(ledger: Ledger) -> tuple[int, int]:
