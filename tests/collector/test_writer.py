@@ -16,7 +16,7 @@ import pytest
 from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.stages import Busy
 from joulegram.collector.workloads import workload_id
-from joulegram.collector.writer import INSERT_MAX_ROWS, Writer, inserts
+from joulegram.collector.writer import INSERT_MAX_ROWS, Store, Writer, inserts
 from joulegram.v1.telemetry_pb2 import Frame, Workload
 from tests.collector.ledgers import Unreliable, ledger
 from tests.collector.made_frames import START_MS, checked, energy_uj, frame, identities
@@ -276,3 +276,30 @@ async def test_names_are_only_data(ledger: Ledger) -> None:
     async with writing(ledger) as writer:
         assert await writer.send(checked(odd)) == []
     assert stored(ledger) == whole([odd])
+
+
+def test_what_is_known_of_workloads_is_bounded_by_bytes(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels may be long; who is forgotten is written again, and the latest name stays."""
+    monkeypatch.setattr("joulegram.collector.writer.KNOWN_MAX_BYTES", 200_000)
+    store = Store(ledger, lambda: START_MS)
+
+    def of_many(seq: int) -> Frame:
+        one = frame(seq)
+        for job in range(40):
+            labels = {f"label{label}": "v" * 990 for label in range(20)}
+            one.workloads.add(scope="c", kind="slurm", id=f"{job}", attributes=labels)
+        one.workloads[2].name = f"name{seq}"
+        return one
+
+    for seq in range(1, 5):
+        assert store.keep(checked(of_many(seq))).refused == {}
+        kept = [version for version, _ in store._known.values()]
+        assert 5 < len(kept) < 12
+        assert store._known_bytes == sum(version.size_bytes for version in kept) <= 200_000
+    (found,) = ledger.query(
+        "SELECT uniqExact(workload) AS n, argMaxIf(name, seen_at_ms, id = '77') AS name "
+        "FROM workloads"
+    ).to_pylist()
+    assert found == {"n": 44, "name": "name4"}

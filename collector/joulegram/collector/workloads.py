@@ -7,6 +7,7 @@ time. So a frame's workloads are read as bytes first, and each distinct one is l
 import re
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from sys import getsizeof
 
 from google.protobuf.message import DecodeError
 
@@ -19,6 +20,7 @@ MAX_LABELS = 64
 MAX_LABEL = 320  # characters; Kubernetes allows 317
 MAX_CPUS = 1_000_000.0  # of one node; sums over years of them stay finite
 
+BASE_BYTES = 500  # of a Workload in memory, without its texts
 KNOWN_ENTRIES = 65_536  # beyond it all are looked into anew
 KNOWN_BYTES = 1_024  # larger ones are looked into each time
 
@@ -42,6 +44,12 @@ class Workload:
     reserved_cpus: float
     reserved_devices: tuple[tuple[int, float], ...]  # (index into the frame's devices, fraction)
     problem: str  # why no frame may carry it; "": it is well
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory; the same for all with its id and details."""
+        names = self.scope, self.kind, self.id, self.user, self.project, self.name
+        return BASE_BYTES + sum(map(getsizeof, (*names, *self.labels, *self.label_values)))
 
 
 NONE = Workload(0, 0, "", "", "", "", "", "", (), (), 0.0, (), "")

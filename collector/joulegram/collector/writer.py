@@ -35,6 +35,7 @@ LOOKUP_MAX_FRAMES = 2_000
 RECENT_MAX_FRAMES = 20_000
 IN_DOUBT_MAX_FRAMES = 100_000
 KNOWN_MAX_WORKLOADS = 100_000
+KNOWN_MAX_BYTES = 64 * 2**20  # as Python keeps them
 # Days of agents whose stored seqs are known, and runs of seqs of each.
 WHOLE_MAX_DAYS = 100_000
 WHOLE_MAX_RUNS = 1_000
@@ -163,7 +164,9 @@ class Store:
     # (node, epoch, day) -> the seqs stored of it, all of them: where nobody else writes, what is
     # not among these is not stored, and need not be looked up.
     _whole: "OrderedDict[tuple[str, int, int], Seqs]" = field(default_factory=OrderedDict)
+    # A version that is not known here is written again, which changes no answer.
     _known: "OrderedDict[int, tuple[Workload, int]]" = field(default_factory=OrderedDict)
+    _known_bytes: int = 0
     # Frames that we tried to insert, and that may be found to have landed only when their agent
     # offers them again: they are stored then, by us, and no duplicates.
     _in_doubt: "OrderedDict[Identity, None]" = field(default_factory=OrderedDict)
@@ -288,12 +291,18 @@ class Store:
             newest = max(versions.values(), key=_seen_at)
             if sum(version[1] == newest[1] for version in versions.values()) > 1:
                 # Nodes differ within one window: whatever is seen after it is written again.
-                self._known.pop(key, None)
+                self._know(key, None)
             else:
-                self._known[key] = newest
-                self._known.move_to_end(key)
-        while len(self._known) > KNOWN_MAX_WORKLOADS:
-            self._known.popitem(last=False)
+                self._know(key, newest)
+        while len(self._known) > KNOWN_MAX_WORKLOADS or self._known_bytes > KNOWN_MAX_BYTES:
+            self._know(next(iter(self._known)), None)
+
+    def _know(self, key: int, version: tuple[Workload, int] | None) -> None:
+        if (last := self._known.pop(key, None)) is not None:
+            self._known_bytes -= last[0].size_bytes
+        if version is not None:
+            self._known[key] = version
+            self._known_bytes += version[0].size_bytes
 
     def _look_up(self, frames: Sequence[Checked]) -> dict[Identity, int]:
         """Content hashes of those of these frames that are stored, by identity."""
