@@ -1,16 +1,16 @@
 """Totals read from the ledger are what it holds, whoever stored it, and never fall."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from joulegram.collector import sealed
+import pytest
+
+from joulegram.collector import sealed, stored_totals
 from joulegram.collector.rollup import Rollup
-from joulegram.collector.stored_totals import StoredTotals
+from joulegram.collector.stored_totals import DAY_S, HOUR_S, Piece, StoredTotals
 from joulegram.collector.totals import EnergyTotals
 from joulegram.v1.telemetry_pb2 import Frame
 from tests.collector.carbon import START, START_S, Place, ms
 from tests.collector.made import IDLE, Node, Row
-
-DAY_S = 86_400
 
 
 def frames(node: Node, count: int = 1, *, day: int = 0, joules: float = 1.0) -> list[Frame]:
@@ -52,27 +52,65 @@ def test_what_others_store_is_counted_once_it_is_in_a_slot(site: Place) -> None:
     assert fresh.newest_window_s == totals.newest_window_s
 
 
-def test_only_days_with_new_parts_are_read_again(site: Place) -> None:
-    asked: list[int] = []
+class Watched(StoredTotals):
+    """Notes what it reads."""
 
-    class Watched(StoredTotals):
-        __slots__ = ()
+    read: list[Piece]
 
-        def _read(self, day: int, *, settled: bool) -> None:
-            asked.append(day)
-            super()._read(day, settled=settled)
+    def _read(self, piece: Piece) -> None:
+        self.read.append(piece)
+        super()._read(piece)
 
-    totals = Watched(site.ledger, site.rollup, now=lambda: START)
+
+def watched(site: Place, now: datetime = START) -> Watched:
+    totals = Watched(site.ledger, site.rollup, now=lambda: now)
+    totals.read = []
+    return totals
+
+
+def test_only_pieces_with_new_parts_are_read_again(site: Place) -> None:
+    totals = watched(site)
     site.store([*frames(Node("n1"), 1), *frames(Node("n2"), 1, day=1)])
     totals.refresh()
-    first = START_S // DAY_S
-    assert asked == [first, first + 1]
+    hours = [(START_S, HOUR_S), (START_S + DAY_S, HOUR_S)]
+    assert [piece for piece in totals.read if piece in hours] == hours
+    totals.read.clear()
     totals.refresh()
-    assert asked == [first, first + 1]
+    assert totals.read == []
     site.store(frames(Node("n3"), 1, day=1))
     totals.refresh()
-    assert asked == [first, first + 1, first + 1]
+    assert totals.read == hours[1:]
     assert cpu_uj(totals) == {"n1": 1_000_000, "n2": 1_000_000, "n3": 1_000_000}
+
+
+def test_hours_become_a_day_that_may_still_change(site: Place) -> None:
+    totals = watched(site)
+    node = Node("n1")
+    site.store([*frames(node, 2), *frames(Node("n2"), 1, day=3)])
+    site.rollup.refresh(START, START + timedelta(days=4))
+    totals.refresh()
+    totals.now = lambda: START + timedelta(days=3)
+    totals.read.clear()
+    totals.refresh()
+    assert totals.read == [] and cpu_uj(totals) == {"n1": 2_000_000, "n2": 1_000_000}
+    late = frames(node, 3)
+    site.store(late)
+    site.rollup.refresh(START, START + timedelta(hours=1))
+    totals.refresh()
+    day = (START_S // DAY_S * DAY_S, DAY_S)
+    assert totals.read == [day] and cpu_uj(totals) == {"n1": 5_000_000, "n2": 1_000_000}
+
+
+def test_many_entries_are_read_in_several_steps(
+    site: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [one for name in "abcdef" for one in frames(Node(name), 100)]  # four slots
+    site.store(many)
+    site.rollup.refresh(START, START + timedelta(hours=1))
+    monkeypatch.setattr(stored_totals, "MAX_ENTRIES", 10)
+    totals = totals_of(site)
+    totals.refresh()
+    assert cpu_uj(totals) == dict.fromkeys("abcdef", 100_000_000)
 
 
 def test_nothing_falls_when_raw_rows_slots_and_months_go(site: Place) -> None:

@@ -1,19 +1,20 @@
 """Energy by node as the ledger has it, where this process is not the only one that writes there.
 
 A frame that is seen on its way may still be parked, refused, or known to the ledger already, and
-frames of others never come by here. So totals are made from slots: a day is read again when new
-parts of `slots` hold some of it, and is settled once its raw rows are gone, for then no frame can
-come to it.
+frames of others never come by here. So totals are made from slots: a piece of time, an hour or an
+older day, is read again when new parts of `slots` hold some of it. A day is settled once its raw
+rows are gone, for then no frame can come to it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from joulegram.collector.accounting.choose import SLOT_S
 from joulegram.collector.energy import sealed_until_s
 from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.ledger.partitions import Part, partitions, parts, period
@@ -21,12 +22,16 @@ from joulegram.collector.live import COMPONENTS, MAX_NODES
 from joulegram.collector.reports import Refreshes
 from joulegram.collector.totals import OLDER_SIMULATED, OTHER, TOTALS_UJ, simulated_before_slots
 
-DAY_S = 86_400
-# Of these days slots are made at once; older ones the roll-up makes behind, one after the other.
+Piece: TypeAlias = tuple[int, int]  # start and length, s
+
+HOUR_S, DAY_S = 3600, 86_400
+# So old a day is one piece. Of younger ones slots are made at once; of older ones the roll-up makes
+# them behind, one after the other.
 RECENT = timedelta(days=2)
+MAX_ENTRIES = 2_000_000  # read by one query
 
 # Entries never vanish from a slot, so that the newest generation's are those of each key.
-DAY_UJ = """
+PIECE_UJ = """
 SELECT node, component, sum(newest_uj) AS uj, max(made_up) AS simulated FROM (
     SELECT node, slot, device, component, argMax(energy_uj, generation) AS newest_uj,
            max(simulated) AS made_up
@@ -35,6 +40,9 @@ SELECT node, component, sum(newest_uj) AS uj, max(made_up) AS simulated FROM (
       AND slot < toDateTime({until:UInt32}, 'UTC')
     GROUP BY node, slot, device, component)
 GROUP BY node, component"""
+ENTRIES = """
+SELECT count() AS n FROM slots
+WHERE slot >= toDateTime({since:UInt32}, 'UTC') AND slot < toDateTime({until:UInt32}, 'UTC')"""
 NEWEST = """
 SELECT count() AS frames, toUInt32(max(window)) AS newest FROM rows
 WHERE row = 0 AND window > toDateTime({known:UInt32}, 'UTC')"""
@@ -61,10 +69,11 @@ class StoredTotals:
     _nodes: set[str] = field(default_factory=set)
     _at: dict[tuple[str, str], int] = field(default_factory=dict)  # where in the arrays
     _settled: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    _settled_days: set[int] = field(default_factory=set)
-    _days: dict[int, NDArray[np.uint64]] = field(default_factory=dict)  # that may still change
+    _settled_pieces: set[Piece] = field(default_factory=set)
+    _pieces: dict[Piece, NDArray[np.uint64]] = field(default_factory=dict)  # that may still change
+    _hourly_since_s: int = 0
     _parts: frozenset[Part] = frozenset()
-    _stale: set[int] = field(default_factory=set)
+    _stale: set[Piece] = field(default_factory=set)
     _sealed_s: int | None = None  # None: not asked yet
 
     def items(self) -> Sequence[tuple[str, str, int]]:
@@ -77,13 +86,15 @@ class StoredTotals:
         self.rollup.refresh(now - RECENT, now + RECENT)
         if self._sealed_s is None:
             self._read_sealed()
-        raw = partitions(self.ledger, "rows")
+        self._divide(int(now.timestamp()) // DAY_S * DAY_S - DAY_S)
         self._find_stale()
         if self._stale:
-            for day in sorted(self._stale):
-                self._read(day, settled=f"{_start(day):%Y%m%d}" not in raw)
-                self._stale.discard(day)
+            for piece in sorted(self._stale):
+                self._read(piece)
+                self._stale.discard(piece)
             self._show()
+        raw = partitions(self.ledger, "rows")
+        self._settle(raw)
         if raw:
             self._find_newest_window(max(raw))
 
@@ -95,36 +106,64 @@ class StoredTotals:
         self.simulated = frozenset({OLDER_SIMULATED} if made_up else ())
         self._sealed_s = sealed_s
 
+    def _divide(self, hourly_since_s: int) -> None:
+        """Make whole days of hours that are older than this."""
+        if hourly_since_s <= self._hourly_since_s:
+            return
+        self._hourly_since_s = hourly_since_s
+        pieces: dict[Piece, NDArray[np.uint64]] = {}
+        for (since_s, _), uj in self._pieces.items():
+            piece = self._piece(since_s)
+            pieces[piece] = _sum(pieces[piece], uj) if piece in pieces else uj
+        self._pieces = pieces
+        self._stale = {self._piece(since_s) for since_s, _ in self._stale}
+
+    def _piece(self, at_s: int) -> Piece:
+        length_s = HOUR_S if at_s >= self._hourly_since_s else DAY_S
+        return at_s // length_s * length_s, length_s
+
     def _find_stale(self) -> None:
         assert self._sealed_s is not None
         now = frozenset(parts(self.ledger, "slots"))
         for part in now - self._parts:
-            first = max(part.first_s, self._sealed_s) // DAY_S
-            self._stale.update(range(first, part.last_s // DAY_S + 1))
-        self._stale -= self._settled_days
+            at_s = max(part.first_s, self._sealed_s)
+            while at_s <= part.last_s:
+                piece = self._piece(at_s)
+                self._stale.add(piece)
+                at_s = sum(piece)
+        self._stale -= self._settled_pieces
         self._parts = now
 
-    def _read(self, day: int, *, settled: bool) -> None:
-        since_s = day * DAY_S
-        found = self.ledger.query(DAY_UJ, {"since": since_s, "until": since_s + DAY_S}).to_pylist()
-        uj = self._array(found)
-        made_up = {self._label(row["node"]) for row in found if row["simulated"]}
-        if not made_up <= self.simulated:
-            self.simulated |= made_up
-        if (known := self._days.pop(day, None)) is not None:
+    def _read(self, piece: Piece) -> None:
+        since_s, until_s = piece[0], sum(piece)
+        entries = self.ledger.query(ENTRIES, {"since": since_s, "until": until_s})["n"][0].as_py()
+        slots = piece[1] // SLOT_S
+        step_s = max(1, slots // (1 + entries // MAX_ENTRIES)) * SLOT_S
+        uj = np.zeros(len(self._at), np.uint64)
+        for begin_s in range(since_s, until_s, step_s):
+            params = {"since": begin_s, "until": min(begin_s + step_s, until_s)}
+            found = self.ledger.query(PIECE_UJ, params).to_pylist()
+            uj = _sum(uj, self._array(found))
+            made_up = {self._label(row["node"]) for row in found if row["simulated"]}
+            if not made_up <= self.simulated:
+                self.simulated |= made_up
+        if (known := self._pieces.get(piece)) is not None:
             # A replica that lags behind may know less than was shown.
             uj = np.maximum(uj, _grown(known, len(uj)))
-        if settled:
-            self._settled = _grown(self._settled, len(uj)) + uj
-            self._settled_days.add(day)
-        else:
-            self._days[day] = uj
+        self._pieces[piece] = uj
+
+    def _settle(self, raw: Collection[str]) -> None:
+        """Let go of days that cannot change any more, but for what they add."""
+        for piece in list(self._pieces):
+            day = datetime.fromtimestamp(piece[0], UTC)
+            if piece[1] == DAY_S and f"{day:%Y%m%d}" not in raw:
+                self._settled = _sum(self._settled, self._pieces.pop(piece))
+                self._settled_pieces.add(piece)
 
     def _show(self) -> None:
-        size = len(self._at)
-        total = _grown(self._settled, size).copy()
-        for uj in self._days.values():
-            total += _grown(uj, size)
+        total = _grown(self._settled, len(self._at))
+        for uj in self._pieces.values():
+            total = _sum(total, uj)
         # A new list, so that a reader in another thread never sees it half made.
         self._shown = sorted((*key, int(total[index])) for key, index in self._at.items())
 
@@ -157,5 +196,6 @@ def _grown(uj: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
     return uj if len(uj) >= size else np.pad(uj, (0, size - len(uj)))
 
 
-def _start(day: int) -> datetime:
-    return datetime.fromtimestamp(day * DAY_S, UTC)
+def _sum(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    size = max(len(one), len(other))
+    return np.add(_grown(one, size), _grown(other, size))
