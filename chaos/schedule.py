@@ -8,11 +8,17 @@ AGENTS = ("agent1", "agent2", "agent3")
 DIRECT, KAFKA = "direct", "kafka"
 SHAPES = (DIRECT, KAFKA)
 
-# What stands between two parts, named by who is asked.
-SERVERS: Mapping[str, Sequence[str]] = {
-    DIRECT: ("collector",),
-    KAFKA: ("intake", "writer1", "writer2", "broker", "clickhouse"),
+# By role who has it.
+SERVERS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    DIRECT: {"collector": ("collector",)},
+    KAFKA: {
+        "intake": ("intake",),
+        "writer": ("writer1", "writer2"),
+        "broker": ("broker",),
+        "clickhouse": ("clickhouse",),
+    },
 }
+# What stands between two parts, named by who is asked.
 LINKS: Mapping[str, Sequence[str]] = {
     DIRECT: ("link to collector",),
     KAFKA: ("link to intake", "link to broker", "link to clickhouse"),
@@ -24,6 +30,7 @@ RECOVERY_S = 4.0  # of a part, before its next fault
 NETWORK = ("delay", "refuse", "reset", "half-open", "slow")
 # Kinds whose victims need a disk that can be filled and made read-only.
 DISK = ("full disk", "read-only disk")
+DISK_OWNERS = ("collector", "broker", "clickhouse")  # beside agents
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,44 +64,45 @@ class _Way:
     weight: float = 1.0
 
 
-def ways(shape: str, seconds: float, disks: bool) -> list[_Way]:
-    """All that may happen in a shape, in a run of so many seconds."""
-    servers, links = SERVERS[shape], LINKS[shape]
+def ways(shape: str, seconds: float) -> list[_Way]:
+    """All that may happen in a shape, in a run of so many seconds: each kind to each role."""
+    links = [(link,) for link in LINKS[shape]]
     found = [
         _Way("kill -9", AGENTS, 0.0, 2.0, 2.0),
-        _Way("kill -9", servers, 0.0, 3.0, 3.0),
         _Way("stop and continue", AGENTS, 1.0, 8.0),
-        _Way("stop and continue", servers, 1.0, 8.0, 2.0),
-        _Way("restart", servers, 0.0, 2.0),
         _Way("clock jump", AGENTS, 2.0, 8.0),
         _Way("corrupt page", AGENTS, 2.0, 4.0),
-        *(_Way(kind, links, 1.0, 8.0) for kind in NETWORK),
+        _Way("full disk", AGENTS, 2.0, 7.0),
+        _Way("read-only disk", AGENTS, 2.0, 7.0),
+        *(_Way(kind, link, 1.0, 8.0) for kind in NETWORK for link in links),
     ]
-    if disks:
-        owners = [name for name in servers if name in ("collector", "broker", "clickhouse")]
+    for role, members in SERVERS[shape].items():
         found += [
-            _Way("full disk", AGENTS, 2.0, 7.0),
-            _Way("read-only disk", AGENTS, 2.0, 7.0),
-            _Way("full disk", owners, 2.0, 7.0, 2.0),
+            _Way("kill -9", members, 0.0, 3.0, 3.0),
+            _Way("stop and continue", members, 1.0, 8.0, 2.0),
+            _Way("restart", members, 0.0, 2.0),
         ]
-    if shape == DIRECT and disks:
-        found.append(_Way("read-only disk", servers, 2.0, 7.0))
+        if role in DISK_OWNERS:
+            found += [
+                _Way("full disk", members, 2.0, 7.0, 2.0),
+                _Way("read-only disk", members, 2.0, 7.0),
+            ]
     if seconds >= LONG_S:
-        found.append(_Way("half-open for good", links, 1.0, 4.0))
+        found += [_Way("half-open for good", link, 1.0, 4.0) for link in links]
     return found
 
 
 def plan(seed: int, seconds: float, shape: str, *, disks: bool = True) -> list[Fault]:
     """The faults of a run of so many seconds, by their time.
 
-    Every kind comes once before any comes a second time, as far as the time allows.
+    Every kind comes once to every role before any comes a second time, as far as the time allows.
 
     Args:
         disks: whether disks can be filled and made read-only here.
     """
     rng = random.Random(f"{seed} {shape} faults")
     # The same draws where disks cannot be had: those faults are left out, the others stay.
-    known = ways(shape, seconds, disks=True)
+    known = ways(shape, seconds)
     hat: list[_Way] = []
     faults: list[Fault] = []
     at_s = rng.uniform(1.0, 2.0)

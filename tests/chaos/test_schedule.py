@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
+from chaos.__main__ import MINUTES, SEED
 from chaos.faults import ACTS
-from chaos.schedule import AT_ONCE, DISK, SHAPES, plan
+from chaos.schedule import AT_ONCE, DISK, SHAPES, plan, ways
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -27,6 +28,21 @@ def test_every_kind_comes_and_ends_in_time(shape: str) -> None:
     assert {one.kind for one in faults} == set(ACTS)
     assert all(one.at_s + one.for_s <= 450 for one in faults)
     assert faults == sorted(faults, key=lambda one: one.at_s)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_make_chaos_does_leaves_out_no_fault_of_any_part(shape: str) -> None:
+    seconds = MINUTES * 60 / len(SHAPES)
+    every = {f"{way.kind}, {way.targets[0].rstrip('12')}" for way in ways(shape, seconds)}
+    assert {one.name for one in plan(SEED, seconds, shape)} == every
+
+
+def test_every_server_is_killed_held_and_restarted_and_its_disk_spoilt() -> None:
+    named = {f"{way.kind}, {who}" for way in ways("kafka", 240) for who in way.targets}
+    for server in ("intake", "writer1", "writer2", "broker", "clickhouse"):
+        assert {f"{kind}, {server}" for kind in ("kill -9", "stop and continue", "restart")} < named
+    for owner in ("broker", "clickhouse"):
+        assert {f"{kind}, {owner}" for kind in DISK} < named
 
 
 @pytest.mark.parametrize("seed", range(20))
