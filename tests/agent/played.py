@@ -89,12 +89,14 @@ class Machine:
 
     Args:
         kernels: let the agent believe that the tree is the kernel's, and take its short cuts.
+        root_counts: whether the root cgroup has a counter, of the whole machine.
     """
 
     root: Path
     cpus: int = 64
     version: int = 2
     kernels: bool | None = None
+    root_counts: bool = False
     forks: int = 1
     zones: dict[str, Zone] = field(default_factory=dict)
     tasks: dict[int, Task] = field(default_factory=dict)
@@ -155,9 +157,14 @@ class Machine:
         for n in range(1, len(parts) + 1):
             self.groups.setdefault("/" + "/".join(parts[:n]), 0.0)
         if parts:
+            self._stat["user"] += used_s
             self.groups[path] += used_s
             self.extra_cores[path] = extra_cores
         self._write_groups()
+
+    def burn_in_root(self, seconds: float) -> None:
+        """Children in the root that came and went."""
+        self._stat["user"] += seconds
 
     def remove_group(self, path: str) -> None:
         """Its use stays in its parent, as in the kernel."""
@@ -251,6 +258,22 @@ class Machine:
         lines += [f"cpu{n} 0 0 0 0 0 0 0 0 0 0" for n in range(self.cpus)]
         lines += ["btime 0", f"processes {self.forks}"]
         (self.root / "proc/stat").write_text("\n".join(lines) + "\n")
+        if self.root_counts:
+            self._write_root()
+
+    def _write_root(self) -> None:
+        folder = self._group_folder("/")
+        folder.mkdir(parents=True, exist_ok=True)
+        user_s = self._stat["user"] + self._stat["guest"]
+        if self.version == 1:
+            (folder / "cpuacct.usage").write_text(f"{int(user_s * 1e9)}\n")
+            return
+        user, system, steal = (
+            int(s * 1e6) for s in (user_s, self._stat["irq"], self._stat["steal"])
+        )
+        # As kernels do that hold stolen time in it.
+        text = f"usage_usec {user + system + steal}\nuser_usec {user}\nsystem_usec {system}\n"
+        (folder / "cpu.stat").write_text(text)
 
     def config(self, **more: object) -> AgentConfig:
         settings: dict[str, object] = {

@@ -17,8 +17,11 @@ from tests.agent.played import START_NS, Clock, Machine, device_j, energy_j, row
 
 @pytest.fixture(params=[None, True], ids=["played", "short_cut"])
 def machine(request, tmp_path):
-    """The same right answers with and without the short cut (agent/use/members.py)."""
-    return Machine(tmp_path, kernels=request.param)
+    """The same right answers with and without the short cut (agent/use/members.py).
+
+    And with and without a counter of the root: older kernels and containers have none.
+    """
+    return Machine(tmp_path, kernels=request.param, root_counts=bool(request.param))
 
 
 def near(expected, rel=0.01, abs_=0.0):

@@ -1,48 +1,15 @@
 """What runs in the root cgroup, or below it unseen, is `system`'s: bystanders do not pay."""
 
-from dataclasses import dataclass
-
 import pytest
 
 from joulegram.agent.conservation import check
 from tests.agent.played import Machine, energy_j, rows
 
 
-@dataclass
-class Rooted(Machine):
-    """Its root counts the whole machine, as the kernel's does."""
-
-    sampled: float = 1.0  # the part of the use below that the root's counter sees
-    unseen_s: float = 0.0  # use of children in the root that came and went
-    root_file: bool = True
-
-    def cgroup(self, path: str, used_s: float = 0.0, extra_cores: float = 0.0) -> None:
-        self._stat["user"] += used_s
-        super().cgroup(path, used_s, extra_cores)
-
-    def burn_in_root(self, seconds: float) -> None:
-        self.unseen_s += seconds
-
-    def _write_stat(self) -> None:
-        super()._write_stat()
-        if not self.root_file:
-            return
-        user_s = self._stat["user"] * self.sampled + self._stat["guest"] + self.unseen_s
-        folder = self._group_folder("/")
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.version == 1:
-            (folder / "cpuacct.usage").write_text(f"{int(user_s * 1e9)}\n")
-            return
-        user, system = int(user_s * 1e6), int(self._stat["irq"] * 1e6)
-        usage = user + system + int(self._stat["steal"] * 1e6)
-        text = f"usage_usec {usage}\nuser_usec {user}\nsystem_usec {system}\n"
-        (folder / "cpu.stat").write_text(text)
-
-
 @pytest.fixture(params=[None, True], ids=["played", "short_cut"])
 def machine(request, tmp_path):
     """100 W, of which a.service is due all, as long as nobody else works."""
-    return of_100_watts(Rooted(tmp_path, kernels=request.param))
+    return of_100_watts(Machine(tmp_path, kernels=request.param, root_counts=True))
 
 
 def of_100_watts(machine):
@@ -59,6 +26,16 @@ def used_s(frames, kind):
     return sum(int(r["cpu_ns"]) for f in frames for r in rows(f) if r["kind"] == kind) / 1e9
 
 
+def root_burns(machine, cores):
+    advance = machine.advance
+
+    def burn_too(seconds):
+        machine.burn_in_root(cores * seconds)
+        advance(seconds)
+
+    machine.advance = burn_too
+
+
 def flash(machine, parent):
     def come_and_go():
         machine.cgroup(f"{parent}/flash", used_s=2.0)
@@ -71,7 +48,7 @@ def flash(machine, parent):
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_removed_cgroups_last_use_is_its_parents_be_it_the_root(tmp_path, version, parent):
     """Golden case 29."""
-    machine = of_100_watts(Rooted(tmp_path, version=version))
+    machine = of_100_watts(Machine(tmp_path, version=version, root_counts=True))
     frames = machine.play(5, {2.2: flash(machine, parent)}, tick_s=1.0)
     assert [energy_j([f], "system") for f in frames] == [
         near(200 / 3 if n == 2 else 0, abs_=0.5) for n in range(5)
@@ -84,16 +61,7 @@ def test_a_removed_cgroups_last_use_is_its_parents_be_it_the_root(tmp_path, vers
 def test_children_that_come_and_go_in_the_root_are_systems(machine):
     """Golden case 21, outside any workload."""
     machine.task(5, comm=b"cron")
-    machine.extra_cores["/"] = 3.0
-    machine.groups["/"] = 0.0
-    write = machine._write_groups
-
-    def write_but_root():
-        root = machine.groups.pop("/", 0.0)
-        write()
-        machine.groups["/"] = root
-
-    machine._write_groups = write_but_root
+    root_burns(machine, cores=3.0)
     frames = machine.play(4)
     assert energy_j(frames, "system", pid=0) == near(300)
     assert energy_j(frames, "systemd", "a.service") == near(100)
@@ -113,8 +81,8 @@ def test_processes_threads_and_interrupts_in_the_root_are_counted_once(machine):
 
 def test_a_root_whose_counter_falls_behind_takes_from_nobody_and_forgets(machine):
     """Work that hides from the clock's ticks; for longer than the burst would be owed."""
-    machine.sampled = 0.5
-    frames = machine.play(30, {25.2: lambda: setattr(machine, "unseen_s", 4.0)}, tick_s=1.0)
+    root_burns(machine, cores=-0.5)
+    frames = machine.play(30, {25.2: lambda: machine.burn_in_root(4.0)}, tick_s=1.0)
     assert energy_j(frames[:25], "system") == 0
     assert energy_j(frames[:25], "systemd", "a.service") == near(2500)
     # 4 s, less the half second of this window and one that it owes at most.
@@ -126,7 +94,7 @@ def test_what_looks_like_the_root_in_a_container_is_not_believed(machine):
     """It counts itself alone, and processes beyond it look as though they were in it."""
     (machine.root / "cgroup/cgroup.type").write_text("domain\n")
     machine.task(5, cores=1.0)
-    frames = machine.play(4, {2.2: lambda: setattr(machine, "unseen_s", 4.0)})
+    frames = machine.play(4, {2.2: lambda: machine.burn_in_root(4.0)})
     assert energy_j(frames, "system") == near(200)
     assert energy_j(frames, "system", pid=0) == 0
 
@@ -151,12 +119,10 @@ def test_a_torn_counter_below_holds_the_roots_back(machine):
 
 
 def test_a_roots_counter_that_comes_later_begins_there(tmp_path):
-    machine = of_100_watts(Rooted(tmp_path))
-    machine.root_file = False
-    (machine.root / "cgroup/cpu.stat").unlink()
+    machine = of_100_watts(Machine(tmp_path))
 
     def come():
-        machine.root_file = True
+        machine.root_counts = True
 
     frames = machine.play(6, {2.2: come, 4.2: flash(machine, "")})
     assert energy_j(frames[:4], "system") == 0
@@ -165,7 +131,7 @@ def test_a_roots_counter_that_comes_later_begins_there(tmp_path):
 
 def test_children_waited_for_in_the_root_are_counted_once(tmp_path):
     """No cgroup below it counts."""
-    machine = Rooted(tmp_path)
+    machine = Machine(tmp_path, root_counts=True)
     machine.zone("intel-rapl:0", "package-0", watts=100)
     shell = machine.task(10, comm=b"sh")
     machine.task(11, cores=1.0)

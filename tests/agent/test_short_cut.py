@@ -10,7 +10,7 @@ from tests.agent.played import Machine, energy_j, rows
 
 @pytest.fixture
 def machine(tmp_path):
-    machine = Machine(tmp_path, cpus=8, kernels=True)
+    machine = Machine(tmp_path, cpus=8, kernels=True, root_counts=True)
     machine.zone("intel-rapl:0", "package-0", watts=100)
     machine.task(10, group=b"/system.slice/steady.service", cores=1.0)
     return machine
@@ -177,7 +177,7 @@ def test_joules_per_workload_are_the_same_with_and_without_the_short_cut(tmp_pat
     """A machine on which everything happens: starts, ends, moves, execs, children, cgroups."""
 
     def played(kernels):
-        machine = Machine(tmp_path / str(kernels), cpus=16, kernels=kernels)
+        machine = Machine(tmp_path / str(kernels), cpus=16, kernels=kernels, root_counts=True)
         machine.zone("intel-rapl:0", "package-0", watts=200)
         services = [f"/system.slice/s{n}.service" for n in range(6)]
         pids = itertools.count(100)
