@@ -7,8 +7,10 @@ killed, paused and started again over the same log.
 import contextlib
 import fcntl
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import Program, free_port, need, running, wait_until
+from tests.servers import Program, need, running, wait_until
 
 VERSION = "4.4.0"
 POM = Path(__file__).with_name("kafka") / "pom.xml"
@@ -51,14 +53,24 @@ def jars() -> Path:
     return folder
 
 
+def lasting_port() -> int:
+    """A free TCP port on 127.0.0.1 that no outgoing connection takes while its server is away."""
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(15_000, max(15_100, first_outgoing))
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 @dataclass
 class Broker:
     """One broker with its log in `folder`."""
 
     folder: Path
     libs: Path
-    port: int = field(default_factory=free_port)
-    controller_port: int = field(default_factory=free_port)
+    port: int = field(default_factory=lasting_port)
+    controller_port: int = field(default_factory=lasting_port)
     program: Program | None = None
     _ended: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
