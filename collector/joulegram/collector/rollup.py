@@ -34,6 +34,7 @@ from joulegram.collector.whole import (
     Whole,
     devices_of,
     look,
+    once_by,
     parts_of,
     rows_of,
 )
@@ -440,7 +441,7 @@ class Rollup:
         rows, devices, parts = (
             [of(frames) for of in (rows_of, devices_of, parts_of)] if frames else ("0", "0", "0")
         )
-        once = "LIMIT 1 BY node, slot, epoch, seq, row"
+        once = once_by(self._ledger, "node, slot, epoch, seq, row")
         devices += f" ORDER BY {DEVICES_FIRST}"
         return _Sums(
             self._ledger.query(_of_workloads("rows FINAL", f"{inside} AND {rows} {once}")),

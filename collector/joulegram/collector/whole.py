@@ -59,6 +59,7 @@ def look(ledger: Ledger, inside: str) -> Looked:
         inside: SQL for "in one of these slots", of `rows` and of `devices`.
     """
     found: dict[Place, list[dict[str, Any]]] = {}
+    once = once_by(ledger, "node, window_s, epoch, seq, landed_ms, row")
     for row in ledger.query(
         "SELECT node, window_s, epoch, seq, landed_ms, device, min(row) AS first, "
         "max(hash) AS content, max(window_ms) AS ms, max(row_count) AS promised, "
@@ -66,7 +67,7 @@ def look(ledger: Ledger, inside: str) -> Looked:
         "sum(cpu_uj) AS cpu, sum(dram_uj) AS dram, sum(gpu_uj) AS gpu, sum(other_uj) AS other "
         "FROM (SELECT node, toUInt32(window) AS window_s, epoch, seq, landed_at_ms AS landed_ms, "
         "device, row, hash, window_ms, row_count, total_uj, cpu_uj, dram_uj, gpu_uj, other_uj "
-        f"FROM rows FINAL WHERE {inside} LIMIT 1 BY node, window_s, epoch, seq, landed_ms, row) "
+        f"FROM rows FINAL WHERE {inside} {once}) "
         "GROUP BY node, window_s, epoch, seq, landed_ms, device"
     ).to_pylist():
         found.setdefault(_place(row), []).append(row)
@@ -170,6 +171,11 @@ def _of_two_contents(ledger: Ledger, inside: str) -> list[Identity]:
         f"FROM rows WHERE {inside} AND row = 0 GROUP BY node, epoch, seq HAVING n > 1"
     ).to_pylist()
     return [(row["node"], row["epoch"], row["seq"]) for row in found]
+
+
+def once_by(ledger: Ledger, key: str) -> str:
+    """SQL after `FINAL` that leaves one row of a key, where shards may have one each."""
+    return f"LIMIT 1 BY {key}" if ledger.cluster else ""
 
 
 def rows_of(frames: Sequence[Whole]) -> str:
