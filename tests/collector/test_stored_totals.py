@@ -2,9 +2,7 @@
 
 from datetime import datetime, timedelta
 
-import pytest
-
-from joulegram.collector import sealed, stored_totals
+from joulegram.collector import sealed
 from joulegram.collector.rollup import Rollup
 from joulegram.collector.stored_totals import DAY_S, HOUR_S, Piece, StoredTotals
 from joulegram.collector.totals import EnergyTotals
@@ -101,14 +99,11 @@ def test_hours_become_a_day_that_may_still_change(site: Place) -> None:
     assert totals.read == [day] and cpu_uj(totals) == {"n1": 5_000_000, "n2": 1_000_000}
 
 
-def test_many_entries_are_read_in_several_steps(
-    site: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_entries_are_read_in_several_steps(site: Place) -> None:
     many = [one for name in "abcdef" for one in frames(Node(name), 100)]  # four slots
     site.store(many)
     site.rollup.refresh(START, START + timedelta(hours=1))
-    monkeypatch.setattr(stored_totals, "MAX_ENTRIES", 10)
-    totals = totals_of(site)
+    totals = StoredTotals(site.ledger, site.rollup, max_entries=10, now=lambda: START)
     totals.refresh()
     assert cpu_uj(totals) == dict.fromkeys("abcdef", 100_000_000)
 

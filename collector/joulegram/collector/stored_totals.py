@@ -62,6 +62,7 @@ class StoredTotals:
     ledger: Ledger
     rollup: Refreshes
     max_nodes: int = MAX_NODES
+    max_entries: int = MAX_ENTRIES
     now: Callable[[], datetime] = _now
     newest_window_s: int = 0  # start of the newest window that is durable; 0: none
     simulated: frozenset[str] = frozenset()  # labels of nodes that have made-up energy
@@ -138,7 +139,7 @@ class StoredTotals:
         since_s, until_s = piece[0], sum(piece)
         entries = self.ledger.query(ENTRIES, {"since": since_s, "until": until_s})["n"][0].as_py()
         slots = piece[1] // SLOT_S
-        step_s = max(1, slots // (1 + entries // MAX_ENTRIES)) * SLOT_S
+        step_s = max(1, slots // (1 + entries // self.max_entries)) * SLOT_S
         uj = np.zeros(len(self._at), np.uint64)
         for begin_s in range(since_s, until_s, step_s):
             params = {"since": begin_s, "until": min(begin_s + step_s, until_s)}
