@@ -216,7 +216,7 @@ async def test_a_broker_that_stops_is_felt_by_the_agents(site: Site) -> None:
     assert "Traceback" not in intake.said()
 
 
-READY = 200, "ready", []
+READY: tuple[int, str, list[str]] = (200, "ready", [])
 
 
 async def test_health_tells_when_the_servers_behind_do_not_answer(

@@ -40,9 +40,9 @@ def test_a_record_is_a_frame_batch_of_the_wire() -> None:
     packed = pack(frames)
     assert unpack(packed) == frames
     assert [f.SerializeToString() for f in FrameBatch.FromString(packed).frames] == frames
-    with pytest.raises(Unpackable) as broken:
+    with pytest.raises(Unpackable) as failed:
         unpack(packed + b"\xffgarbage")
-    assert broken.value.frames == frames and broken.value.rest == b"\xffgarbage"
+    assert failed.value.frames == frames and failed.value.rest == b"\xffgarbage"
     with pytest.raises(Unpackable):
         unpack(b"")
     rng = random.Random(1)
