@@ -67,6 +67,15 @@ def test_children_that_come_and_go_in_the_root_are_systems(machine):
     assert energy_j(frames, "systemd", "a.service") == near(100)
 
 
+@pytest.mark.parametrize(("version", "due"), [(1, 400 * 0.06 / 1.06), (2, 0)])
+def test_what_may_be_the_error_of_a_sampled_root_is_nobodys(tmp_path, version, due):
+    machine = of_100_watts(Machine(tmp_path, version=version, root_counts=True))
+    root_burns(machine, cores=0.06)
+    frames = machine.play(4, tick_s=1.0)
+    assert energy_j(frames, "system") == near(due, rel=0.05)
+    assert energy_j(frames, "systemd", "a.service") == near(400 - due)
+
+
 def test_processes_threads_and_interrupts_in_the_root_are_counted_once(machine):
     machine.task(5, comm=b"init", cores=0.5)
     machine.task(6, comm=b"kworker/0:1", cores=0.5, flags=0x208040)

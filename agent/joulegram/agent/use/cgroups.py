@@ -268,8 +268,8 @@ class Cgroups:
         return any(group.used_ns >= 0 and path != ROOT for path, group in self._known.items())
 
     @property
-    def root_counts_interrupts(self) -> bool:
-        """Whether a counter of the root holds interrupts, which are no other cgroup's."""
+    def root_is_sampled(self) -> bool:
+        """Whether the root has a counter made at clock ticks, interrupts included."""
         return self._counter == "cpu.stat" and self.owner(ROOT) is not None
 
     def __len__(self) -> int:

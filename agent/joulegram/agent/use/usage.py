@@ -25,6 +25,8 @@ PROCESS_SLACK_NS = 1_000_000_000
 # somebody's work hides from the ticks. It owes no more than the machine uses in a second: a debt
 # of hours would swallow what runs in the root.
 ROOT_OWES_MS = 1000
+# And it may run ahead of them by some percent of what was used, which is nobody's.
+ROOT_AHEAD = 0.1
 REAPED_WITHIN_NS = 2_000_000_000  # a child's end may be seen before its parent's waiting for it
 
 
@@ -213,20 +215,21 @@ class Usage:
                 uses.append(Use(owner, process, used_ns))
             else:
                 rest[owner] += used_ns
-        for group in sorted(window.group_ns.keys() | claimed.keys() | self._owed_ns.keys()):
+        # The root (the first in order) is judged by what all others used.
+        groups = window.group_ns.keys() | claimed.keys() | self._owed_ns.keys()
+        for group in sorted(groups, reverse=True):
             beyond_ns = (
                 window.group_ns.get(group, 0) - claimed.get(group, 0) + self._owed_ns.pop(group, 0)
             )
+            if group == ROOT and self.cgroups.root_is_sampled:
+                used_ns = sum(use.cpu_ns for use in uses) + sum(rest.values())
+                beyond_ns = _sampled(beyond_ns, used_ns, window.length_ms)
             if beyond_ns < 0:
                 self._owed_ns[group] = beyond_ns
             elif beyond_ns > 0:
                 rest[self.identity.of_group(group)] += beyond_ns
         self._forget_debts()
         uses += [Use(owner, None, ns) for owner, ns in rest.items() if ns > 0]
-        if ROOT in self._owed_ns:
-            used_ns = sum(use.cpu_ns for use in uses)
-            most_ns = used_ns * ROOT_OWES_MS // window.length_ms
-            self._owed_ns[ROOT] = max(self._owed_ns[ROOT], -most_ns)
         return sorted(uses, key=_fixed_order)
 
     def _read_machine(self, timeline: Timeline, now_ns: int) -> int:
@@ -240,7 +243,7 @@ class Usage:
             before_ns, counted_ns = self._interrupts
             used_ns = times.interrupts_ns - counted_ns
             if used_ns > 0 and self._possible(used_ns, before_ns, now_ns):
-                in_root = self.cgroups.root_counts_interrupts
+                in_root = self.cgroups.root_is_sampled
                 for window, part, _ in timeline.spread(used_ns, before_ns, now_ns):
                     _add(window.owner_ns, NOBODY, part)
                     if in_root:
@@ -305,6 +308,13 @@ class Usage:
 
 def _add(to: dict[T, int], key: T, ns: int) -> None:
     to[key] = to.get(key, 0) + ns
+
+
+def _sampled(beyond_ns: int, used_ns: int, length_ms: int) -> int:
+    """What a sampled root holds beyond all else, as far as it can be told from its error, ns."""
+    if 0 < beyond_ns <= ROOT_AHEAD * used_ns:
+        return 0
+    return max(beyond_ns, -used_ns * ROOT_OWES_MS // length_ms)
 
 
 def _fixed_order(use: Use) -> tuple[Owner, int, int]:
