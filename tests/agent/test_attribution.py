@@ -86,16 +86,6 @@ def test_the_floor_counts_for_the_covered_time_only():
     assert device.idle_uj == 625_000_000
 
 
-@pytest.mark.parametrize(("read", "clamped"), [(1.0, True), (0.8, True), (0.2, False), (0, False)])
-def test_a_platform_that_was_read_for_less_time_than_its_parts_is_not_doubted(read, clamped):
-    devices = [
-        Metered("cpu0", "cpu", 600, 0, "measured", 0.8),
-        Metered("platform", "other", 500, 0, "derived", read),
-    ]
-    platform = attribute(devices, 1000, [])[0][1]
-    assert (platform.energy_uj, platform.raw_uj, platform.clamped) == (0, 500, clamped)
-
-
 def test_a_modelled_part_makes_the_platform_modelled():
     devices = [
         Metered("cpu0", "cpu", 10, 0, "modelled", 1.0),

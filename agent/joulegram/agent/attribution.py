@@ -222,15 +222,13 @@ def _with_idle(device: Metered, window_ms: int) -> Device:
 def _platform(whole: Metered, parts: Sequence[Device]) -> Device:
     """Fans, disks, losses: the platform's reading minus the rest, never below zero."""
     rest_uj = sum(part.energy_uj for part in parts)
-    # Less than its parts drew in a longer time says nothing against a meter.
-    comparable = whole.coverage >= max((part.coverage for part in parts), default=0.0)
     return Device(
         whole.name,
         whole.component,
         max(0, whole.energy_uj - rest_uj),
         0,
         whole.energy_uj,
-        whole.coverage > 0 and comparable and whole.energy_uj < rest_uj,
+        whole.coverage > 0 and whole.energy_uj < rest_uj,
         MODELLED if MODELLED in {whole.quality, *(p.quality for p in parts)} else DERIVED,
         min([whole.coverage, *(part.coverage for part in parts)]),
         whole.late,
