@@ -512,14 +512,18 @@ def test_what_a_counter_counts_while_suspended_comes_flagged(machine):
     assert device_j(frames, "cpu0") == near(60 + 20 * 7)
 
 
-@pytest.mark.parametrize("asleep_w", [0.5, None], ids=["counts_on", "starts_at_0"])
-def test_a_suspend_in_which_a_counter_may_have_wrapped_is_not_bridged(machine, asleep_w):
+@pytest.mark.parametrize(
+    ("asleep_s", "asleep_w"),
+    [(4 * 3600, 0.5), (4 * 3600, None), (600, None), (60, None)],
+    ids=["counts_on", "starts_at_0", "starts_at_0_soon", "starts_at_0_at_once"],
+)
+def test_a_suspend_in_which_a_counter_may_have_wrapped_is_not_bridged(machine, asleep_s, asleep_w):
     zone = machine.zone("intel-rapl:0", "package-0", watts=20, value_uj=50_000_000)
     clock = Clock()
 
     def suspend():
-        clock.suspend(4 * 3600)
-        zone.value_uj = 0 if asleep_w is None else zone.value_uj + asleep_w * 4 * 3600e6
+        clock.suspend(asleep_s)
+        zone.value_uj = 0 if asleep_w is None else zone.value_uj + asleep_w * asleep_s * 1e6
         zone.write()
 
     frames = machine.play(8, {3.3: suspend}, clock)

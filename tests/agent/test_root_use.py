@@ -76,6 +76,26 @@ def test_what_may_be_the_error_of_a_sampled_root_is_nobodys(tmp_path, version, d
     assert energy_j(frames, "systemd", "a.service") == near(400 - due)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_of_a_large_machine_the_error_is_a_small_share(tmp_path, version):
+    machine = Machine(tmp_path, cpus=128, version=version, root_counts=True)
+    machine.zone("intel-rapl:0", "package-0", watts=330, max_power_uw=400_000_000)
+    machine.task(10, group=b"/system.slice/a.service", cores=60.0)
+    root_burns(machine, cores=5.9)
+    frames = machine.play(4)
+    assert energy_j(frames, "system") == near(4 * 330 * 5.9 / 65.9, rel=0.02)
+
+
+def test_a_process_in_the_root_that_begins_to_work_has_its_own_row(tmp_path):
+    """The short cut reads it each tick: no counter tells who of the root has run."""
+    machine = of_100_watts(Machine(tmp_path, kernels=True, root_counts=True))
+    for pid in range(200, 500):
+        machine.task(pid, comm=b"kthread")
+    machine.task(5, comm=b"init")
+    frames = machine.play(12, {5.1: lambda: setattr(machine.tasks[5], "cores", 1.0)}, tick_s=0.25)
+    assert energy_j(frames[6:], "system", pid=5) == near(6 * 50, rel=0.02)
+
+
 def test_processes_threads_and_interrupts_in_the_root_are_counted_once(machine):
     machine.task(5, comm=b"init", cores=0.5)
     machine.task(6, comm=b"kworker/0:1", cores=0.5, flags=0x208040)

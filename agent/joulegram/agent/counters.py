@@ -100,6 +100,8 @@ class Counter:
         elapsed_s = elapsed_ns / NS_PER_S
         bridged = bridged or slept_ns > 0 or elapsed_s > self.tick_s + GAP_SLACK_S
         stood_s = min((now_ns - moved_ns + slept_ns) / NS_PER_S, max(elapsed_s, STEP_MEMORY_S))
+        if slept_ns and value_uj < before_uj:
+            return None  # it began again, most likely; a wrap looks the same
         energy_uj = self._difference_uj(before_uj, value_uj, stood_s)
         if energy_uj is None:
             return None

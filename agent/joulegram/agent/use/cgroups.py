@@ -137,7 +137,8 @@ class Cgroups:
                 except OSError:
                     pass
                 self._take(group, plausible_ns, changes, raw)
-                if group.used_ns < 0:  # removed, most likely; the walk finds it otherwise
+                # Removed, most likely; the walk finds it otherwise. The root is not removed.
+                if group.used_ns < 0 and group.path != ROOT:
                     self._drop(group)
         if counted < 0 or counted != (self._walked_at if self._cut_short else len(self)):
             self._walked_at = counted

@@ -1,5 +1,6 @@
 """Who used the CPU in each window: processes, and what their cgroups counted beyond them."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from joulegram.agent.one_run.lineage import Lineage
 from joulegram.agent.textfile import Torn
 from joulegram.agent.use.cgroups import ROOT, Cgroups
 from joulegram.agent.use.members import DISAGREE_NS, Members
-from joulegram.agent.use.procfs import Change, Process, Processes, Scan, cpu_times
+from joulegram.agent.use.procfs import TICK_NS, Change, Process, Processes, Scan, cpu_times
 from joulegram.agent.windows import Timeline, Window
 from joulegram.agent.workloads import NOBODY, Owner
 
@@ -25,8 +26,10 @@ PROCESS_SLACK_NS = 1_000_000_000
 # somebody's work hides from the ticks. It owes no more than the machine uses in a second: a debt
 # of hours would swallow what runs in the root.
 ROOT_OWES_MS = 1000
-# And it may run ahead of them by some percent of what was used, which is nobody's.
-ROOT_AHEAD = 0.1
+# And it may run ahead of them, which is nobody's: the standard deviation of a sampled use is at
+# most the root of tick x use, and a tick is 10 ms at most. Small uses have more of other errors.
+ROOT_AHEAD_SIGMAS = 3
+ROOT_AHEAD = 0.1  # of what was used, at most
 REAPED_WITHIN_NS = 2_000_000_000  # a child's end may be seen before its parent's waiting for it
 
 
@@ -312,7 +315,8 @@ def _add(to: dict[T, int], key: T, ns: int) -> None:
 
 def _sampled(beyond_ns: int, used_ns: int, length_ms: int) -> int:
     """What a sampled root holds beyond all else, as far as it can be told from its error, ns."""
-    if 0 < beyond_ns <= ROOT_AHEAD * used_ns:
+    ahead_ns = min(ROOT_AHEAD * used_ns, ROOT_AHEAD_SIGMAS * math.sqrt(used_ns * TICK_NS))
+    if 0 < beyond_ns <= ahead_ns:
         return 0
     return max(beyond_ns, -used_ns * ROOT_OWES_MS // length_ms)
 
