@@ -51,7 +51,7 @@ def stay_here(tmp_path: Path) -> Iterator[None]:
 def past(tmp_path: Path, count: int) -> Path:
     """The schema as it was when it had so many files."""
     folder = tmp_path / f"schema{count}"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for file in FILES[:count]:
         shutil.copy(file, folder)
     return folder
@@ -88,7 +88,7 @@ def test_a_writer_refuses_what_it_does_not_know(bare: Ledger, tmp_path: Path) ->
 
 
 def test_a_writer_that_runs_ends_when_it_does_not_know_the_schema_any_more(
-    bare: Ledger, tmp_path: Path
+    bare: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Unanswering:
         failures = 2
@@ -101,8 +101,15 @@ def test_a_writer_that_runs_ends_when_it_does_not_know_the_schema_any_more(
 
         cluster = ""
 
+    installed = past(tmp_path / "installed", len(FILES))
+    monkeypatch.setattr("joulegram.collector.ledger.migrate.SCHEMA", installed)
+
     async def run() -> None:
         watching = asyncio.create_task(watch(Unanswering(), every_s=0.01))  # type: ignore[arg-type]
+        await asyncio.wait({watching}, timeout=0.3)
+        # An update of the program under way is none of the ledger.
+        for file in installed.iterdir():
+            file.unlink()
         await asyncio.wait({watching}, timeout=0.3)
         assert not watching.done()
         future = past(tmp_path, len(FILES))

@@ -278,8 +278,9 @@ async def test_names_are_only_data(ledger: Ledger) -> None:
     assert stored(ledger) == whole([odd])
 
 
+@pytest.mark.parametrize("label", ["v" * 990, "訓練" * 60], ids=["ascii", "utf8"])
 def test_what_is_known_of_workloads_is_bounded_by_bytes(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, label: str
 ) -> None:
     """Labels may be long; who is forgotten is written again, and the latest name stays."""
     monkeypatch.setattr("joulegram.collector.writer.KNOWN_MAX_BYTES", 200_000)
@@ -288,7 +289,7 @@ def test_what_is_known_of_workloads_is_bounded_by_bytes(
     def of_many(seq: int) -> Frame:
         one = frame(seq)
         for job in range(40):
-            labels = {f"label{label}": "v" * 990 for label in range(20)}
+            labels = {f"label{number}": label for number in range(20)}
             one.workloads.add(scope="c", kind="slurm", id=f"{job}", attributes=labels)
         one.workloads[2].name = f"name{seq}"
         return one

@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +100,7 @@ def plan(ledger: Ledger, schema: Path = SCHEMA) -> Plan:
             "GROUP BY version ORDER BY version"
         ).to_pylist()
         applied = [Applied(row["version"], row["title"], row["at_ms"]) for row in found]
-    files = {int(path.name.split("_")[0]): path for path in sorted(schema.glob("*.sql"))}
+    files = _files(schema)
     database = _database(ledger)
     steps = [
         Step(
@@ -114,7 +114,15 @@ def plan(ledger: Ledger, schema: Path = SCHEMA) -> Plan:
         )
         for version in sorted(files.keys() - {one.version for one in applied})
     ]
-    return Plan(server, max(files, default=0), applied, steps)
+    return Plan(server, _newest(schema), applied, steps)
+
+
+def _files(schema: Path) -> dict[int, Path]:
+    return {int(path.name.split("_")[0]): path for path in sorted(schema.glob("*.sql"))}
+
+
+def _newest(schema: Path) -> int:
+    return max(_files(schema), default=0)
 
 
 def migrate(
@@ -156,13 +164,15 @@ async def watch(ledger: Ledger, every_s: float = WATCH_EVERY_S) -> None:
 
     Raises: SchemaTooNew when somebody has brought it to one that this joulegram does not know.
     """
+    # What runs here: the files may be a newer joulegram's by then, or gone while it is installed.
+    newest = _newest(SCHEMA)
     while True:
         await asyncio.sleep(every_s)
         try:
             ahead = await asyncio.to_thread(plan, ledger)
-        except CollectorError:  # servers do not answer; whoever writes says so
+        except (CollectorError, OSError):  # servers do not answer; whoever writes says so
             continue
-        ahead.check_known()
+        replace(ahead, newest=newest).check_known()
 
 
 def server_version(ledger: Ledger) -> tuple[int, int]:
