@@ -1,6 +1,7 @@
 """What every ledger promises, embedded or on a server; and what only the embedded one does."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from joulegram.collector.errors import CollectorError, LedgerInUse, LedgerUnusable
-from joulegram.collector.ledger.chdb import ChdbLedger
+from joulegram.collector.ledger.chdb import CONFIG, ChdbLedger
 from joulegram.collector.ledger.ledger import Ledger, literal
 from joulegram.collector.ledger.migrate import migrate
 from joulegram.collector.writer import INSERT_MAX_ROWS
@@ -115,6 +116,32 @@ def test_the_oldest_server_syncs_nothing_and_nobody_claims_it(ledger: Ledger) ->
     created = one(ledger, "SELECT create_table_query AS q FROM system.tables WHERE name = 'rows' "
                   "AND database = currentDatabase()")  # fmt: skip
     assert ("fsync" in str(created)) == ledger.exclusive
+
+
+SAY_SETTINGS = """
+import sys
+from pathlib import Path
+from joulegram.collector.ledger import chdb
+chdb.CONFIG = Path(sys.argv[1])
+ledger = chdb.ChdbLedger(Path(sys.argv[2]))
+sql = "SELECT value FROM system.server_settings WHERE name = 'mark_cache_size'"
+print(ledger.query(sql).column(0)[0].as_py())
+"""
+
+
+def test_its_settings_are_found_wherever_it_is_installed(tmp_path: Path) -> None:
+    config = tmp_path / "joulegram-1.0+site 50%20" / "chdb.xml"
+    config.parent.mkdir()
+    shutil.copy(CONFIG, config)
+    argv = [sys.executable, "-c", SAY_SETTINGS, str(config), str(tmp_path / "ledger")]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{128 * 2**20}\n", done.stderr
+
+
+def test_a_path_that_would_be_a_setting_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LedgerUnusable, match=r"question mark.*--data"):
+        ChdbLedger(tmp_path / "what?mode=ro")
+    assert not (tmp_path / "what").exists()
 
 
 def test_many_merged_parts_are_removed_without_a_crowd_of_threads(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 
@@ -45,13 +46,19 @@ class ChdbLedger:
     """A ledger directory, held by this process until `close`.
 
     A process can hold one directory at a time.
-    Raises: LedgerInUse when another process holds it; LedgerUnusable when it cannot be locked.
+    Raises: LedgerInUse when another process holds it; LedgerUnusable when it cannot be locked, or
+    its path cannot be said to chDB.
     """
 
     exclusive: bool = True
     cluster: str = ""
 
     def __init__(self, directory: Path) -> None:
+        if "?" in str(directory):  # chDB would read a setting there
+            raise LedgerUnusable(
+                f"cannot keep a ledger in {directory}: its path has a question mark. Name another "
+                "directory with --data DIR."
+            )
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._lock = _lock(directory / "lock")
@@ -136,7 +143,7 @@ class ChdbLedger:
         # collector first moves into its own.
         from chdb import session as chdb_session
 
-        where = f"{self._directory / 'chdb'}?config-file={CONFIG}"
+        where = f"{self._directory / 'chdb'}?config-file={quote(str(CONFIG))}"
         session: Any = chdb_session.Session(where)  # type: ignore[no-untyped-call]
         self._sessions.append(session)
         for key, value in settings.items():
