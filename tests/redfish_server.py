@@ -28,6 +28,8 @@ class RedfishServer:
     challenges: refuses with "WWW-Authenticate: Basic", a session too where it has none.
     slow_s: before every answer.
     odd: {path: (status, headers, body)}, said by GET instead.
+    closes_after: methods after whose answer it closes the connection, unannounced.
+    mute: methods that it does not answer; it closes the connection.
     """
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
@@ -36,6 +38,8 @@ class RedfishServer:
         self.challenges = False
         self.slow_s = 0.0
         self.odd: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.closes_after: tuple[str, ...] = ()
+        self.mute: tuple[str, ...] = ()
         self.sessions: dict[str, str] = {}  # path: token
         self.opened = 0
         self.asked: list[str] = []  # "GET /path"
@@ -183,6 +187,9 @@ def _handler(server: RedfishServer) -> type[BaseHTTPRequestHandler]:
             return path
 
         def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.close_connection |= self.command in server.closes_after + server.mute
+            if self.command in server.mute:
+                return
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

@@ -467,8 +467,9 @@ def test_one_connection_is_kept_and_replaced_where_the_controller_closed_it(
         bmc.asks = "session"
         asking = reader(bmc, user=USER, password_file=password_file(tmp_path), ca=authority.cert)
         asking.ask()
+        connections = len(bmc.connections)
         asking.ask()
-        assert len(bmc.connections) == 1
+        assert len(bmc.connections) == connections == 2, "one more to log in"
         bmc.hang_up()
         assert asking.ask() is not None
         bmc.odd[METRICS] = (500, {"Connection": "close"}, b"")
@@ -479,6 +480,26 @@ def test_one_connection_is_kept_and_replaced_where_the_controller_closed_it(
         bmc.hang_up()
         asking.client.close()
         assert (bmc.opened, bmc.sessions) == (1, {}), "it logs out all the same"
+
+
+def test_one_who_closes_after_each_answer_is_logged_in_to(
+    bmc: RedfishServer, tmp_path: Path
+) -> None:
+    bmc.asks, bmc.closes_after = "session", ("GET", "POST")
+    asking = reader(bmc, user=USER, password_file=password_file(tmp_path))
+    for _ in range(2):
+        assert asking.ask() is not None
+    assert bmc.opened == 1
+
+
+def test_a_password_is_not_sent_again_where_no_answer_came(
+    bmc: RedfishServer, tmp_path: Path
+) -> None:
+    """It may have been taken, and controllers hold few sessions."""
+    bmc.asks, bmc.mute = "session", ("POST",)
+    with pytest.raises(SensorFailed, match="RemoteDisconnected"):
+        watts(bmc, user=USER, password_file=password_file(tmp_path))
+    assert _sent(bmc) == (1, 0)
 
 
 def test_an_answer_in_pieces(bmc: RedfishServer) -> None:

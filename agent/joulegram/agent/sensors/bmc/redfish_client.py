@@ -189,13 +189,15 @@ class RedfishClient:
         within_s = within_s or self._within_s
         line = self._line = self._line or self._connection()
         until_s = time.monotonic() + within_s
+        if method == "POST":
+            line.close()  # what was kept may be closed already, and a POST is not sent again
         kept = line.sock is not None
         try:
             try:
                 return self._exchange(line, method, path, content, until_s)
             except CLOSED:
                 # They close what was idle for some seconds, sometimes just as they are asked.
-                if not kept or method == "POST":
+                if not kept:
                     raise
                 line.close()
                 return self._exchange(line, method, path, content, until_s)
