@@ -227,7 +227,9 @@ async def test_health_tells_when_the_servers_behind_do_not_answer(
     assert clickhouse.program is not None
     clickhouse.program.process.send_signal(signal.SIGSTOP)
     try:
-        assert await asyncio.to_thread(health, writer) == (503, "failed", ["ledger"])
+        async with asyncio.timeout(20.0):
+            while await asyncio.to_thread(health, writer) != (503, "failed", ["ledger"]):
+                await asyncio.sleep(0.5)
         assert health(intake) == READY
     finally:
         clickhouse.program.process.send_signal(signal.SIGCONT)

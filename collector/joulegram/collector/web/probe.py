@@ -15,9 +15,10 @@ from joulegram.collector.ledger.ledger import Ledger
 from joulegram.collector.web import models
 from joulegram.collector.web.access import HEALTH, Access, is_nobody, team_of
 from joulegram.collector.web.api import protect
-from joulegram.collector.web.threads import Threads, TooBusy
+from joulegram.collector.web.threads import Threads
 
 WITHIN_S = 5.0  # a need that is not answered by then is not met
+GOOD_FOR_S = 1.0  # how old a look may be that answers a question
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,37 @@ def need_of(ledger: Ledger) -> Need:
     return Need("ledger", failing, "look at this process's log, and at the ledger's servers")
 
 
+class _Look:
+    """A look at a need, shared by all who ask: however many they are, one is on its way at most."""
+
+    def __init__(self, need: Need, threads: Threads) -> None:
+        self._need = need
+        self._threads = threads
+        self._looking: asyncio.Task[str] | None = None
+        self._since_s = 0.0  # when it began, the loop's clock
+
+    async def missing(self) -> models.Missing | None:
+        now_s = asyncio.get_running_loop().time()
+        looking = self._looking
+        if looking is None or (looking.done() and now_s - self._since_s >= GOOD_FOR_S):
+            looking = asyncio.create_task(self._threads.run(self._need.failing))
+            self._looking, self._since_s = looking, now_s
+        # Who asks and goes away must not end it for the others.
+        await asyncio.wait({looking}, timeout=max(0.0, self._since_s + WITHIN_S - now_s))
+        why = looking.result() if looking.done() else f"no answer within {WITHIN_S:g} s"
+        if not why:
+            return None
+        return models.Missing(what=self._need.what, why=why, remedy=self._need.remedy)
+
+
 def create_probe(registry: CollectorRegistry, access: Access, needs: Sequence[Need]) -> FastAPI:
     """The application of an intake or writer alone.
 
     Args:
-        needs: looked at anew for each question; more may come later.
+        needs: at most one look at each a second, however many ask; more may come later.
     """
-    threads = Threads(workers=2, max_waiting=8)
+    threads = Threads()
+    looks: dict[str, _Look] = {}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -69,17 +94,11 @@ def create_probe(registry: CollectorRegistry, access: Access, needs: Sequence[Ne
         body, content_type = metrics.exposition(registry, request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
-    async def missing(need: Need) -> models.Missing | None:
-        try:
-            why = await asyncio.wait_for(threads.run(need.failing), WITHIN_S)
-        except (TimeoutError, TooBusy):
-            why = f"no answer within {WITHIN_S:g} s"
-        return models.Missing(what=need.what, why=why, remedy=need.remedy) if why else None
-
     @app.get(HEALTH)
     async def health(request: Request, response: Response) -> models.Health:
         """ready, or failed (503): the servers without which it does nothing do not answer."""
-        found = [one for one in await asyncio.gather(*map(missing, needs)) if one is not None]
+        looking = [looks.setdefault(need.what, _Look(need, threads)).missing() for need in needs]
+        found = [one for one in await asyncio.gather(*looking) if one is not None]
         status = "ready"
         if found:
             response.status_code, status = 503, "failed"
