@@ -68,33 +68,37 @@ class Standing:
         things["grams by team"] = (self.refresh_teams, lambda: TEAMS_EVERY_S, TEAMS_SHARE)
         due_s = dict.fromkeys(things, 0.0)
         # One thread, so that the queries keep their session.
-        with ThreadPoolExecutor(1, "standing") as thread:
+        thread = ThreadPoolExecutor(1, "standing")
+        try:
             while True:
                 for what, (refresh, every_s, share) in things.items():
                     began_s = time.monotonic()
                     if began_s < due_s[what]:
                         continue
-                    await loop.run_in_executor(thread, self.attempt, what, refresh)
+                    try:
+                        await loop.run_in_executor(thread, refresh)
+                    except Exception as failed:
+                        self._keep(what, failed)
+                    else:
+                        self.failing.pop(what, None)
                     took_s = time.monotonic() - began_s
                     due_s[what] = began_s + max(every_s(), took_s / share)
                 self._tried.set()
                 await asyncio.sleep(max(0.1, min(due_s.values()) - time.monotonic()))
+        finally:
+            # Not waited for: it may take minutes, and ends once the ledger is closed.
+            thread.shutdown(wait=False, cancel_futures=True)
 
     def _grid_every_s(self) -> float:
         known = self.grid is not None and self.grid["g_per_kwh"] is not None
         return GRID_EVERY_S if known else GRID_UNKNOWN_EVERY_S
 
-    def attempt(self, what: str, refresh: Callable[[], None]) -> None:
-        """Refresh one thing; on failure keep what was known, say so once, and go on."""
-        try:
-            refresh()
-        except Exception as failed:
-            reason = f"{type(failed).__name__}: {failed}"
-            if what not in self.failing:
-                log.warning("%s cannot be refreshed: %s", what, reason)
-            self.failing[what] = reason[:500]
-        else:
-            self.failing.pop(what, None)
+    def _keep(self, what: str, failed: Exception) -> None:
+        """Keep what was known of a thing; say so once."""
+        reason = f"{type(failed).__name__}: {failed}"
+        if what not in self.failing:
+            log.warning("%s cannot be refreshed: %s", what, reason)
+        self.failing[what] = reason[:500]
 
     def refresh_grid(self) -> None:
         self.grid = series.intensity_now(self.ledger, self.now())
