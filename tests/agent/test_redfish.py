@@ -523,27 +523,72 @@ def test_a_controller_that_is_slow_is_waited_for(bmc: RedfishServer) -> None:
         reader(bmc, within_s=0.2).ask()
 
 
-def test_an_answer_that_trickles_is_not_waited_for_without_end() -> None:
-    """Every byte comes in time, the whole does not."""
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@contextlib.contextmanager
+def trickling(begin: bytes, piece: bytes, every_s: float) -> Iterator[str]:
+    """The URL of one who answers with `begin`, then `piece` 200 times."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        asking = RedfishClient(Access(f"http://127.0.0.1:{listening.getsockname()[1]}"), 0.3)
 
         def trickle() -> None:
             connection, _ = listening.accept()
             with connection, contextlib.suppress(OSError):
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                connection.sendall(begin)
                 for _ in range(200):
-                    connection.sendall(b" ")
-                    time.sleep(0.05)
+                    time.sleep(every_s)
+                    connection.sendall(piece)
 
         thread = threading.Thread(target=trickle)
         thread.start()
-        before_s = time.monotonic()
-        with pytest.raises(SensorFailed, match=r"no answer in 0\.3 s"):
-            asking.get(ROOT)
-        assert time.monotonic() - before_s < 5
-        asking.close()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece", "every_s"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" ", 0.05),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{", b" ", 0.9),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"a", 0.05),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.05),
+        (CHUNKED + b"2;", b"a", 0.05),
+        (CHUNKED + b"2\r\n{}\r\n0\r\n", b"X: a\r\n", 0.05),
+    ],
+    ids=["body", "halting body", "header", "continue", "chunk", "trailer"],
+)
+def test_an_answer_that_trickles_is_not_waited_for_without_end(
+    begin: bytes, piece: bytes, every_s: float
+) -> None:
+    """Every byte comes in time, or hardly so; the whole does not."""
+    with trickling(begin, piece, every_s) as url:
+        asking = RedfishClient(Access(url), 1.0)
+        before_s = time.monotonic()
+        with pytest.raises(SensorFailed, match="no answer in 1 s"):
+            asking.get(ROOT)
+        assert time.monotonic() - before_s < 1.6
+        asking.close()
+
+
+LONG = b"a" * 60_000
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", LONG),
+        (b"", b"HTTP/1.1 100 Continue\r\nX: " + LONG + b"\r\n\r\n"),
+        (CHUNKED, b"1;" + LONG + b"\r\n \r\n"),
+        (CHUNKED + b"2\r\n{}\r\n0\r\n", b"X: " + LONG + b"\r\n"),
+    ],
+    ids=["body", "continue", "chunk", "trailer"],
+)
+def test_an_answer_is_bounded_as_a_whole(begin: bytes, piece: bytes) -> None:
+    with trickling(begin, piece, 0.0) as url:
+        asking = RedfishClient(Access(url), 30.0)
+        with pytest.raises(SensorFailed, match="larger than 1000000 bytes"):
+            asking.get(ROOT)
+        asking.close()
 
 
 def test_a_busy_one_says_when(bmc: RedfishServer) -> None:

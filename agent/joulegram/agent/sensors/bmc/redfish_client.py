@@ -10,9 +10,11 @@ The standard library's client and not httpx, which costs an agent 8 MB more.
 import base64
 import contextlib
 import http.client
+import io
 import json
 import os
 import re
+import socket
 import ssl
 import stat
 import time
@@ -43,6 +45,44 @@ BASIC = re.compile(r"(?:^|,)\s*basic\b", re.I)  # in WWW-Authenticate
 CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 PORTS = {"http": 80, "https": 443}
 IN_PATHS = "/?&=%#:;,@+!$'()*~[]"  # what a link may hold as it is
+
+
+class _Bounded(io.RawIOBase):
+    """What comes over a connection: MAX_BYTES at most, and all within its time limit.
+
+    A socket's own limit starts again with every piece.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._until_s = time.monotonic() + (connection.gettimeout() or 0.0)
+        self._pieces = connection.makefile("rb", buffering=0)
+        self._left = MAX_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int | None:
+        """Raises: TimeoutError; HTTPException where there is too much."""
+        self._connection.settimeout(_left_s(self._until_s))
+        size = self._pieces.readinto(into)
+        self._left -= size or 0
+        if self._left < 0:
+            raise http.client.HTTPException(f"the answer is larger than {MAX_BYTES} bytes.")
+        return size
+
+    def close(self) -> None:
+        self._pieces.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that is bounded as a whole: headers, chunks and trailers too."""
+
+    def __init__(self, connection: socket.socket, *args: Any, **how: Any) -> None:
+        super().__init__(connection, *args, **how)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Bounded(connection))
 
 
 class NotThere(SensorFailed):
@@ -219,28 +259,22 @@ class RedfishClient:
         content: bytes | None,
         until_s: float,
     ) -> tuple[int, Message, bytes]:
-        """Raises: OSError, HTTPException; ValueError where the answer cannot be taken."""
+        """Raises: OSError; HTTPException where the answer cannot be taken."""
         line.timeout = _left_s(until_s)  # of connecting
         if line.sock is not None:
             line.sock.settimeout(line.timeout)
         line.request(method, quote(path, safe=IN_PATHS), content, self._headers())
-        connection = line.sock  # the line forgets it with an answer that is the last
+        line.sock.settimeout(_left_s(until_s))  # of the whole answer
         answer = line.getresponse()
-        body = bytearray()
+        body = bytearray()  # in pieces: it may say any length
         while piece := answer.read1(65_536):
             body += piece
-            if len(body) > MAX_BYTES:
-                raise ValueError(f"the answer is larger than {MAX_BYTES} bytes.")
-            # A socket's own limit starts again with every piece.
-            left_s = _left_s(until_s)
-            if not answer.isclosed():  # newer Pythons close it with the last piece
-                connection.settimeout(left_s)
         if answer.length:
             raise http.client.IncompleteRead(bytes(body), answer.length)
         answer.read()  # nothing; it lets the line be used again
         # A compressed body may be bounded on the wire and still fill the memory.
         if answer.headers.get("Content-Encoding", "identity") != "identity":
-            raise ValueError("the answer is compressed, unasked.")
+            raise http.client.HTTPException("the answer is compressed, unasked.")
         return answer.status, answer.headers, bytes(body)
 
     def _refuse(self, path: str, status: int, headers: Message) -> None:
@@ -278,9 +312,13 @@ class RedfishClient:
 
     def _connection(self) -> http.client.HTTPConnection:
         scheme, host, port = self._host
-        if scheme == "http":
-            return http.client.HTTPConnection(host, port)
-        return http.client.HTTPSConnection(host, port, context=self._context())
+        line = (
+            http.client.HTTPConnection(host, port)
+            if scheme == "http"
+            else http.client.HTTPSConnection(host, port, context=self._context())
+        )
+        line.response_class = _Answer
+        return line
 
     def _context(self) -> ssl.SSLContext:
         try:
@@ -354,7 +392,8 @@ def _after_s(text: str) -> float:
 
 
 def _why(exc: Exception) -> str:
-    text = str(exc) if type(exc) is ValueError else f"{type(exc).__name__} {exc}".strip()[:300]
+    ours = type(exc) is http.client.HTTPException
+    text = str(exc) if ours else f"{type(exc).__name__} {exc}".strip()[:300]
     if "CERTIFICATE_VERIFY_FAILED" in text:
         remedy = "redfish_ca in [agent] to the certificate of who signed it (self-signed: itself)"
         if "mismatch" in text:
