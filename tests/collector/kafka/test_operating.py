@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+import zlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from joulegram.collector.kafka import lag
 from joulegram.collector.kafka.config import KafkaConfig, check_retention
 from joulegram.collector.kafka.follow import Follower
 from joulegram.collector.kafka.letters import DeadLetters, Letter, now_ms
+from joulegram.collector.kafka.producer import Record
 from joulegram.collector.kafka.records import pack
 from joulegram.collector.kafka.topics import check_topics
 from joulegram.collector.ledger.ledger import Ledger
@@ -101,6 +103,29 @@ async def test_dead_letters_are_listed_and_replayed(
     stored = Stored(ledger)
     assert stored.frames() == stored.inserted_headers() == 4
     assert stored.energy_uj() == energy_uj([*old, frame(4, node="n1")])
+
+
+async def test_letters_that_no_writer_parked_hide_none_that_one_did(
+    settings: KafkaConfig, tmp_path: Path
+) -> None:
+    check_topics(settings)
+    whole = frame(1, node="n1").SerializeToString()
+    ours = Letter("frame", whole, "too_old", "", "frames:0:0", NOW_MS, "n1")
+    far_off = [("encoding", b"deflate"), ("parked_at_ms", b"9" * 5_000)]
+    values = (b"not deflated", zlib.compress(bytes(99))[:-1], zlib.compress(bytes(2**28)))
+    async with producing(settings) as producer:
+        for value in values:
+            await producer.put([Record(settings.dead_letter_topic, 0, value, far_off)])
+        await DeadLetters(settings, producer).park([ours])
+    config = toml(settings, tmp_path)
+    listed = deadletter(config, "list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    found = [json.loads(line) for line in listed.stdout.splitlines()]
+    # As they are: what they would unpack to is no letter, or has no end.
+    assert [one["bytes"] for one in found] == [*map(len, values), len(whole)]
+    again = deadletter(config, "replay")
+    assert again.returncode == 1 and "1 frames sent" in again.stdout, again.stderr
+    assert again.stderr.count("left where it is") == 3
 
 
 def test_a_command_without_kafka_says_so(tmp_path: Path) -> None:

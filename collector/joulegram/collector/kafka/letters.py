@@ -29,6 +29,7 @@ TOO_LARGE = "too_large"
 # A letter has headers of at most 10 kB beside it, and must fit the topic with them.
 LETTER_MOST_BYTES = RECORD_MOST_BYTES - 16 * 2**10
 CUT_BYTES = 4_096
+UNPACKED_MOST_BYTES = 64 * 2**20  # of a letter that is parked compressed; of a larger one, CUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +74,28 @@ class Letter:
         said = {key: text.decode(errors="replace") for key, text in headers if text is not None}
         at = said.get("parked_at_ms", "")
         if said.get("encoding") == "deflate":
-            value = zlib.decompress(value)
+            value = _unpacked(value)
         return cls(
             what=said.get("what", RECORD),
             value=value,
             reason=said.get("reason", ""),
             detail=said.get("detail", ""),
             source=said.get("source", ""),
-            parked_at_ms=int(at) if at.isdigit() else 0,
+            # Beyond 13 digits (the year 2286) it is no time that could be shown.
+            parked_at_ms=int(at) if at.isdecimal() and len(at) <= 13 else 0,
             node=said.get("node", ""),
         )
+
+
+def _unpacked(value: bytes) -> bytes:
+    """As it was before it was compressed; what no writer of ours compressed, as it is."""
+    unpacking = zlib.decompressobj()
+    try:
+        # Its end may not be seen yet where it fills the bound to the byte.
+        unpacked = unpacking.decompress(value, UNPACKED_MOST_BYTES + 1)
+        return unpacked if unpacking.eof else value
+    except zlib.error:
+        return value
 
 
 def now_ms() -> int:
@@ -141,10 +154,11 @@ class DeadLetters:
 
     def _fitted(self, letter: Letter) -> tuple[Letter, Record]:
         """A large letter compressed, or its beginning. Slow."""
-        packed = zlib.compress(letter.value, 1)
-        if len(packed) <= LETTER_MOST_BYTES:
-            headers = [*letter.headers(), ("encoding", b"deflate")]
-            return letter, Record(self.config.dead_letter_topic, 0, packed, headers)
+        if len(letter.value) <= UNPACKED_MOST_BYTES:
+            packed = zlib.compress(letter.value, 1)
+            if len(packed) <= LETTER_MOST_BYTES:
+                headers = [*letter.headers(), ("encoding", b"deflate")]
+                return letter, Record(self.config.dead_letter_topic, 0, packed, headers)
         letter = letter.cut()
         return letter, self._record(letter)
 
