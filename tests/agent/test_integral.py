@@ -65,20 +65,38 @@ def test_the_same_sample_after_a_failure_begins_nothing():
     assert integral.take(3 * S, Sample(1_000_000, 3 * S)) is not None
 
 
-def test_the_growth_of_a_counter_is_itself_and_bridges_a_failure():
+def test_the_growth_of_a_count_is_itself_and_bridges_a_failure():
     integral = Integral(0.0, 1.0)
-    integral.take(5 * S, Sample(620_000_000, 5 * S, since_ns=0))
-    after = integral.take(6 * S, Sample(800_000_000, 6 * S, since_ns=5 * S))
+    integral.take(5 * S, Sample(620_000_000, 5 * S, 0, 3_100_000_000))
+    after = integral.take(6 * S, Sample(800_000_000, 6 * S, 0, 3_900_000_000))
     assert after is not None and (after.energy_uj, after.bridged) == (800_000_000, False)
     integral.failed()
-    after = integral.take(16 * S, Sample(380_000_000, 16 * S, since_ns=6 * S))
+    after = integral.take(16 * S, Sample(380_000_000, 16 * S, 0, 7_700_000_000))
     assert after is not None and (after.energy_uj, after.bridged) == (3_800_000_000, True)
-    integral.failed()
-    assert integral.take(20 * S, Sample(1, 20 * S, since_ns=19 * S)) is None
 
 
-def test_the_growth_of_a_counter_that_was_read_less_often_counts_for_its_own_time():
+def test_nothing_is_known_of_the_time_before_a_count_began():
     integral = Integral(0.0, 10.0)
-    integral.take(0, Sample(100_000_000, 0, since_ns=-5 * S))
-    after = integral.take(10 * S, Sample(300_000_000, 10 * S, since_ns=5 * S))
-    assert after is not None and after.energy_uj == (5 * 300 + 5 * 200) * 1_000_000
+    integral.take(0, Sample(100_000_000, 0, -5 * S, 500_000_000))
+    assert integral.take(10 * S, Sample(300_000_000, 10 * S, 5 * S, 1_500_000_000)) is None
+    after = integral.take(15 * S, Sample(200_000_000, 15 * S, 5 * S, 2_500_000_000))
+    assert after is not None and after.energy_uj == 1_000_000_000
+    assert integral.take(20 * S, Sample(1, 20 * S)) is not None, "power after an energy"
+    assert integral.take(25 * S, Sample(1, 25 * S, 5 * S, 9_000_000_000)) is None
+
+
+def test_a_count_that_is_looked_at_less_often_than_it_is_asked_loses_nothing():
+    """100 W and 500 W by turns, told every 5 s and taken every 10 s."""
+    integral = Integral(0.0, 10.0)
+    grown_j, taken = 0, []
+    for n in range(1, 7):
+        watts = 100 if n % 2 == 0 else 500
+        grown_j += 5 * watts
+        if n % 2 == 0:
+            sample = Sample(watts * 10**6, 5 * n * S, 0, grown_j * 10**6)
+            taken.append(integral.take(5 * n * S, sample))
+    assert [one and (one.energy_uj, one.bridged) for one in taken] == [
+        None,
+        (3_000_000_000, False),
+        (3_000_000_000, False),
+    ]

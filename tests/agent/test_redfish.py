@@ -225,6 +225,42 @@ def test_an_energy_that_hardly_moves_says_nothing_of_a_window(bmc: RedfishServer
         asking.ask()
 
 
+def test_what_an_energy_grew_by_is_told_until_it_begins_again(bmc: RedfishServer) -> None:
+    """Whoever looks seldom takes the difference; across a beginning there is none."""
+    asking, told = reader(bmc), []
+    for joules in (1000, 1500, 4000, 20, 30, 50):
+        bmc.put("/Chassis/1U/EnvironmentMetrics", EnergyJoules={"Reading": joules})
+        with contextlib.suppress(SensorFailed):
+            sample = asking.ask()
+            told.append(sample and (sample.since_ns, sample.grown_uj / 1e6))
+        asking.clock.mono += 5 * 10**9  # type: ignore[attr-defined]
+    began_ns = Clock().mono_ns()
+    again_ns = began_ns + 15 * 10**9
+    assert told == [None, (began_ns, 500), (began_ns, 3000), (again_ns, 10), (again_ns, 30)]
+
+
+def test_what_was_drawn_while_asleep_is_a_gap(bmc: RedfishServer) -> None:
+    """8 h at 5 W: on the clock that stands still meanwhile it would be 29 kW."""
+    clock, asking, integral = Clock(), reader(bmc), Integral(0.0, 5.0)
+    asking.clock = clock
+    joules, drawn_j = 0.0, []
+    for grows_j, asleep_s in ((0, 0), (1000, 0), (1000, 0), (1000 + 8 * 3600 * 5, 8 * 3600),
+                              (1000, 0), (1500, 0)):  # fmt: skip
+        clock.mono += 5 * 10**9
+        clock.suspend(asleep_s)
+        joules += grows_j
+        bmc.put("/Chassis/1U/EnvironmentMetrics", EnergyJoules={"Reading": joules})
+        try:
+            sample = asking.ask()
+        except SensorFailed as failed:
+            assert asleep_s and "too long" in str(failed)
+            integral.failed()
+            continue
+        if sample and (interval := integral.take(clock.mono_ns(), sample)):
+            drawn_j.append(interval.energy_uj / 1e6)
+    assert drawn_j == pytest.approx([1000, 1500], abs=0.01)
+
+
 def test_of_several_energies_none_is_lost_while_another_stands_still(bmc: RedfishServer) -> None:
     bmc.collection("/Chassis", "1U", "jbod")
     bmc.put("/Systems/437XR1138R2", Links={"Chassis": links("/Chassis/1U", "/Chassis/jbod")})
@@ -235,8 +271,8 @@ def test_of_several_energies_none_is_lost_while_another_stands_still(bmc: Redfis
         bmc.put("/Chassis/1U/EnvironmentMetrics", EnergyJoules={"Reading": node_j})
         bmc.put("/Chassis/jbod/EnvironmentMetrics", EnergyJoules={"Reading": disks_j})
         if (sample := asking.ask()) is not None:
-            assert sample.since_ns == sample.at_ns - 5 * 10**9
             drawn_j += sample.power_uw * 5 / 1e6
+            assert sample.grown_uj == drawn_j * 1e6
         asking.clock.mono += 5 * 10**9  # type: ignore[attr-defined]
     assert drawn_j == 3000
     bmc.put("/Chassis/1U/EnvironmentMetrics", EnergyJoules={"Reading": 1000})

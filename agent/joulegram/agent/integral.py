@@ -12,8 +12,8 @@ class Integral:
 
     Between two samples the trapezoid; where a sample is itself the mean over the time just
     before it, that mean for so long, and the trapezoid for the rest. Time in which a reading
-    failed, or none was tried, is a gap: power is never bridged. A sample that is a counter's
-    difference since the last good one is energy, and bridges it.
+    failed, or none was tried, is a gap: power is never bridged. Between two samples of one
+    count of energy it is their difference, which bridges what failed or was not looked at.
 
     Args:
         averaged_s: each sample is the mean over so long before it; 0: power at one moment.
@@ -48,13 +48,16 @@ class Integral:
         self.last_ns, self._before = sample.at_ns, sample
         if before is None:
             return None
-        since_ns = sample.since_ns
-        if failed and (since_ns is None or since_ns > before.at_ns):
+        if sample.since_ns is not None:
+            if sample.since_ns != before.since_ns:
+                return None  # another count: what was drawn before it began is not known
+            energy_uj = sample.grown_uj - before.grown_uj
+            return Interval(before.at_ns, sample.at_ns, energy_uj, bridged=failed)
+        if failed:
             return None
         elapsed_ns = sample.at_ns - before.at_ns
-        averaged_ns = round(self.averaged_s * NS_PER_S)
-        mean_ns = min(elapsed_ns, averaged_ns if since_ns is None else sample.at_ns - since_ns)
+        mean_ns = min(elapsed_ns, round(self.averaged_s * NS_PER_S))
         twice = 2 * sample.power_uw * mean_ns
         twice += (before.power_uw + sample.power_uw) * (elapsed_ns - mean_ns)
         energy_uj, self._rest = divmod(twice + self._rest, 2 * NS_PER_S)
-        return Interval(before.at_ns, sample.at_ns, energy_uj, bridged=failed)
+        return Interval(before.at_ns, sample.at_ns, energy_uj, bridged=False)

@@ -31,11 +31,19 @@ class Sensor(Metering, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Power at one moment, or its mean over the time just before."""
+    """Power at one moment, or its mean over the time just before.
+
+    Attributes:
+        at_ns: monotonic, on the agent's Clock.
+        since_ns: where the power is the growth of an energy, when its count began; samples of one
+            count have it in common. None: power.
+        grown_uj: the whole count, since then.
+    """
 
     power_uw: int
-    at_ns: int  # monotonic, on the agent's Clock
-    since_ns: int | None = None  # it is the growth of an energy counter since then
+    at_ns: int
+    since_ns: int | None = None
+    grown_uj: int = 0
 
 
 class PowerSensor(Metering, Protocol):

@@ -209,7 +209,9 @@ class NodePower:
     _meters: list[Meter] = field(default_factory=list, init=False)
     _looked_ns: int = field(default=0, init=False)
     _energies_j: dict[str, float] = field(default_factory=dict, init=False)
-    _moved_ns: int = field(default=0, init=False)  # when they were read first as they are
+    _moved_ns: int = field(default=0, init=False)  # when they began as they are; counts sleep
+    _began_ns: int = field(default=0, init=False)  # of the count that is told
+    _began_j: float = field(default=0.0, init=False)
 
     def ask(self) -> Sample | None:
         """One reading; None where energies have not moved since the last, or are the first.
@@ -243,11 +245,14 @@ class NodePower:
         sum_w = math.fsum(watts.values())
         if not energies_j:
             return Sample(round(sum_w * 1e6), at_ns)
-        since_ns = self._moved_ns
         mean_w = self._mean_w(energies_j, at_ns)
         if mean_w is None:
             return None
-        return Sample(round((sum_w + mean_w) * 1e6), at_ns, None if watts else since_ns)
+        power_uw = round((sum_w + mean_w) * 1e6)
+        if watts:
+            return Sample(power_uw, at_ns)
+        grown_j = math.fsum(energies_j.values()) - self._began_j
+        return Sample(power_uw, at_ns, self._began_ns, round(grown_j * 1e6))
 
     def ask_until_it_moves(self) -> Sample:
         """One reading; blocks. Raises: SensorDenied, SensorFailed."""
@@ -262,7 +267,8 @@ class NodePower:
 
         Raises: SensorFailed where it is not known, so that there is a gap.
         """
-        before_j, elapsed_ns = self._energies_j, at_ns - self._moved_ns
+        before_j, now_ns = self._energies_j, at_ns + self.clock.asleep_ns()
+        elapsed_ns = now_ns - self._moved_ns
         path = next(iter(energies_j))
         if energies_j == before_j:
             if elapsed_ns > MAX_GROWTH_NS:
@@ -271,9 +277,7 @@ class NodePower:
                     f"{MAX_GROWTH_NS // 10**9} s: too coarse to say when it was drawn."
                 )
             return None
-        self._energies_j, self._moved_ns = energies_j, at_ns
-        if not before_j:
-            return None
+        self._energies_j, self._moved_ns = energies_j, now_ns
         watts = None
         if energies_j.keys() == before_j.keys() and 0 < elapsed_ns <= MAX_GROWTH_NS:
             grown_j = [energies_j[one] - before_j[one] for one in energies_j]
@@ -281,7 +285,9 @@ class NodePower:
                 running_w(math.fsum(grown_j) / (elapsed_ns / 1e9)) if min(grown_j) >= 0 else None
             )
         if watts is None:
-            raise SensorFailed(f"{path}: its energy began again, or was not told for too long.")
+            self._began_ns, self._began_j = at_ns, math.fsum(energies_j.values())
+            if before_j:
+                raise SensorFailed(f"{path}: its energy began again, or was not told for too long.")
         return watts
 
 
