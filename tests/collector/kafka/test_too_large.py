@@ -3,12 +3,16 @@
 import asyncio
 import contextlib
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
+from prometheus_client import Gauge
 
+from joulegram.collector.kafka import counters
 from joulegram.collector.kafka.config import RECORD_MOST_BYTES, KafkaConfig
+from joulegram.collector.kafka.consumer import PARKING_S, RECORDS_PER_POLL
 from joulegram.collector.kafka.letters import CUT_BYTES, DeadLetters, Letter
 from joulegram.collector.kafka.producer import Producer
 from joulegram.collector.kafka.records import pack
@@ -28,6 +32,10 @@ from tests.collector.kafka.test_operating import deadletter, toml
 from tests.collector.made_frames import NOW_MS, energy_uj, frame
 
 ZEROS = bytes(40 * 2**20)
+
+
+def gauge(metric: Gauge) -> float:
+    return next(iter(metric.collect())).samples[0].value
 
 
 async def compressed(settings: KafkaConfig, value: bytes, partition: int) -> None:
@@ -109,3 +117,26 @@ async def test_dead_letters_that_nobody_takes_hold_up_no_other_partition(
                 await raw_record(producer, settings, pack([one.SerializeToString()]), 1)
             await eventually(lambda: committed(settings) == 8, "the other partition")
         assert Stored(ledger).energy_uj() == energy_uj(frames)
+
+
+async def test_what_waits_for_the_dead_letter_topic_is_bounded(
+    settings: KafkaConfig, ledger: Ledger
+) -> None:
+    """However many partitions have poison."""
+    most = 2**20
+    settings = replace(settings, partitions=8, fetch_max_bytes=most)
+    check_topics(settings)
+    poison = bytes(64 * 2**10)
+    async with producing(settings) as producer:
+        for partition in range(8):
+            for _ in range(32):
+                await raw_record(producer, settings, poison, partition)
+        async with writing(settings, ledger, parks=False) as made:
+            reader = made.reader
+            await eventually(lambda: reader._in_flight >= 4 * most, "it to be full")
+            assert gauge(counters.IN_FLIGHT_LIMIT) <= 4 * most
+            await asyncio.sleep(3 * PARKING_S)
+            # Beside the bound what one poll brings.
+            assert reader._in_flight < 4 * most + RECORDS_PER_POLL * len(poison)
+            assert gauge(counters.IN_FLIGHT) == reader._in_flight
+            assert gauge(counters.IN_FLIGHT_LIMIT) == 4 * most

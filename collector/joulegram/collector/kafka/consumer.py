@@ -44,6 +44,8 @@ RECORDS_PER_POLL = 16
 # A partition whose dead letters are not taken for so long is read no further, and what was read of
 # it holds up no other.
 PARKING_S = 1.0
+# So much of that, in fetch_max_bytes; beyond it a writer reads nothing until letters are taken.
+STUCK_MOST = 3
 
 
 @dataclass(eq=False, slots=True)
@@ -179,8 +181,9 @@ class FromKafka:
         while not self._stop.is_set():
             self._commit(client)
             stuck = self._stuck()
-            held = sum(bite.size for one in stuck for bite in self._bites[one])
-            if self._in_flight - held >= self.config.fetch_max_bytes:
+            limit = self._limit(stuck)
+            counters.IN_FLIGHT_LIMIT.set(limit)
+            if self._in_flight >= limit:
                 stuck = client.assignment()
             client.resume(*(client.paused() - stuck))
             client.pause(*(client.assignment() & stuck))
@@ -204,6 +207,12 @@ class FromKafka:
             for partition, bites in self._bites.items()
             if any(b.parking_s is not None and b.parking_s < since_s for b in bites if not b.done)
         }
+
+    def _limit(self, stuck: Iterable[TopicPartition]) -> int:
+        """How many bytes to read ahead: as ever, and beside it what is held of `stuck`."""
+        held = sum(bite.size for one in stuck for bite in self._bites[one])
+        most = self.config.fetch_max_bytes
+        return most + min(held, STUCK_MOST * most)
 
     def _take(
         self, partition: TopicPartition, records: Sequence[Any], loop: asyncio.AbstractEventLoop
