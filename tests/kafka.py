@@ -159,6 +159,9 @@ class Broker:
             "broker.session.timeout.ms": "2000",
             "broker.heartbeat.interval.ms": "500",
             "auto.create.topics.enable": "false",
+            # Everyone may do what no test forbids.
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "allow.everyone.if.no.acl.found": "true",
         }
         path.write_text("".join(f"{key}={value}\n" for key, value in said.items()))
         return path

@@ -37,8 +37,16 @@ class Lag:
     lost: int  # records that were deleted unread
 
 
-def measure(config: KafkaConfig, now: Callable[[], int] = now_ms) -> Lag:
-    """Ask the brokers. Blocking. Raises: KafkaError."""
+def measure(
+    config: KafkaConfig,
+    now: Callable[[], int] = now_ms,
+    on_answer: Callable[[], None] = lambda: None,
+) -> Lag:
+    """Ask the brokers. Blocking. Raises: KafkaError.
+
+    Args:
+        on_answer: called once those of the topic have answered, whatever the group's say.
+    """
     client = KafkaConsumer(**connection(config), enable_auto_commit=False, metrics_enabled=False)
     try:
         partitions = [
@@ -46,6 +54,7 @@ def measure(config: KafkaConfig, now: Callable[[], int] = now_ms) -> Lag:
             for number in sorted(client.partitions_for_topic(config.topic) or ())
         ]
         first, last = client.beginning_offsets(partitions), client.end_offsets(partitions)
+        on_answer()
         committed = _committed(config, partitions)
         waiting: list[TopicPartition] = []
         records = lost = 0
@@ -108,12 +117,15 @@ def _oldest_s(
 
 
 async def run(config: KafkaConfig, on_answer: Callable[[], None], every_s: float = EVERY_S) -> None:
-    """Keep the gauges until cancelled; while nobody answers they stay as they were."""
+    """Keep the gauges until cancelled; while nobody answers they stay as they were.
+
+    Args:
+        on_answer: as of `measure`; called from a thread.
+    """
     failing = False
     while True:
         try:
-            show(await asyncio.to_thread(measure, config))
-            on_answer()
+            show(await asyncio.to_thread(measure, config, on_answer=on_answer))
             failing = False
         except (KafkaError, OSError, BadSetting) as failed:
             if not failing:

@@ -67,6 +67,7 @@ class Producer:
         self._buffered = 0
         # Sent, not yet acknowledged, oldest first: since when, monotonic s.
         self._pending: dict[asyncio.Future[None], float] = {}
+        self._waits_since_s: float | None = None  # the oldest of them; other threads read it
         self._heard_s = time.monotonic()  # when the brokers last answered
         self._closed = False
         counters.BUFFER_LIMIT.set(config.buffer_max_bytes)
@@ -83,15 +84,18 @@ class Producer:
         return self._client is not None
 
     def heard(self) -> None:
-        """Note that the brokers have answered, whomever."""
+        """Note that the brokers have answered, whomever; from any thread."""
         self._heard_s = time.monotonic()
 
     def trouble(self) -> str:
-        """Why nothing goes to the brokers now, as far as that is known; "" while it does."""
+        """Why nothing goes to the brokers now, as far as that is known; "" while it does.
+
+        From any thread.
+        """
         if self._client is None:
             return "the brokers do not answer"
-        now_s = time.monotonic()
-        waits_s = now_s - next(iter(self._pending.values()), now_s)
+        since_s, now_s = self._waits_since_s, time.monotonic()
+        waits_s = 0.0 if since_s is None else now_s - since_s
         silent_s = now_s - self._heard_s
         if waits_s > WAITS_S:
             return f"a record has not been acknowledged for {waits_s:.0f} s"
@@ -168,12 +172,17 @@ class Producer:
         sent.add_callback(lambda _: loop.call_soon_threadsafe(settle, None))
         sent.add_errback(lambda failure: loop.call_soon_threadsafe(settle, failure))
         self._pending[done] = time.monotonic()
+        self._see_oldest()
         try:
             # The library keeps its own time-out, but not always.
             await asyncio.wait_for(done, 1.5 * self._config.delivery_timeout_s)
             self.heard()
         finally:
             del self._pending[done]
+            self._see_oldest()
+
+    def _see_oldest(self) -> None:
+        self._waits_since_s = next(iter(self._pending.values()), None)
 
     def _drop(self, client: Any, failure: BaseException) -> None:
         """Use a client no more that has given a record up."""
