@@ -6,6 +6,7 @@ older day, is read again when new parts of `slots` hold some of it. A day is set
 rows are gone, for then no frame can come to it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,9 @@ HOUR_S, DAY_S = 3600, 86_400
 # them behind, one after the other.
 RECENT = timedelta(days=2)
 MAX_ENTRIES = 2_000_000  # read by one query
+# After a start nothing is shown before all of it is read, lest counters fall and what they had
+# counted before be counted again. What cannot be read so many times in a row is left out.
+TRIES = 3
 
 # Entries never vanish from a slot, so that the newest generation's are those of each key.
 PIECE_UJ = """
@@ -73,8 +77,9 @@ class StoredTotals:
     _settled_pieces: set[Piece] = field(default_factory=set)
     _pieces: dict[Piece, NDArray[np.uint64]] = field(default_factory=dict)  # that may still change
     _hourly_since_s: int = 0
-    _parts: frozenset[Part] = frozenset()
+    _parts: Counter[Part] = field(default_factory=Counter)
     _stale: set[Piece] = field(default_factory=set)
+    _tries: int = 0
     _sealed_s: int | None = None  # None: not asked yet
 
     def items(self) -> Sequence[tuple[str, str, int]]:
@@ -82,22 +87,23 @@ class StoredTotals:
         return self._shown
 
     def refresh(self) -> None:
-        """Take what the ledger has now. Blocking; in one thread at a time."""
+        """Take what the ledger has now. Blocking; in one thread at a time.
+
+        A piece that cannot be read costs that piece, and is tried again the next time.
+
+        Raises: what the first one raised, once the others are shown.
+        """
         now = self.now()
+        raw = partitions(self.ledger, "rows")
+        if raw:
+            self._find_newest_window(max(raw))
         self.rollup.refresh(now - RECENT, now + RECENT)
         if self._sealed_s is None:
             self._read_sealed()
         self._divide(int(now.timestamp()) // DAY_S * DAY_S - DAY_S)
         self._find_stale()
-        if self._stale:
-            for piece in sorted(self._stale):
-                self._read(piece)
-                self._stale.discard(piece)
-            self._show()
-        raw = partitions(self.ledger, "rows")
         self._settle(raw)
-        if raw:
-            self._find_newest_window(max(raw))
+        self._read_stale()
 
     def _read_sealed(self) -> None:
         """Energy whose slots may be gone."""
@@ -125,7 +131,7 @@ class StoredTotals:
 
     def _find_stale(self) -> None:
         assert self._sealed_s is not None
-        now = frozenset(parts(self.ledger, "slots"))
+        now = Counter(parts(self.ledger, "slots"))
         for part in now - self._parts:
             at_s = max(part.first_s, self._sealed_s)
             while at_s <= part.last_s:
@@ -134,6 +140,34 @@ class StoredTotals:
                 at_s = sum(piece)
         self._stale -= self._settled_pieces
         self._parts = now
+
+    def _read_stale(self) -> None:
+        """Read all pieces that may have changed, the newest first, and show what is there."""
+        failures = []
+        new = bool(self._stale) or not self._shown
+        for piece in sorted(self._stale, reverse=True):
+            try:
+                self._read(piece)
+            except Exception as failed:
+                failures.append(failed)
+                # Raises where it is the ledger that fails, a shard of it, or that it is closed.
+                partitions(self.ledger, "slots")
+            else:
+                self._stale.discard(piece)
+        if not self._shown and sealed_until_s(self.ledger) != self._sealed_s:
+            self._forget()
+            return
+        self._tries += 1
+        if new and (not failures or self._shown or self._tries >= TRIES):
+            self._show()
+        if failures:
+            raise failures[0]
+
+    def _forget(self) -> None:
+        """Read all anew: of a month that was sealed meanwhile some would count twice or never."""
+        self._sealed_s = None
+        self._pieces, self._settled_pieces = {}, set()
+        self._parts, self._stale = Counter(), set()
 
     def _read(self, piece: Piece) -> None:
         since_s, until_s = piece[0], sum(piece)
@@ -154,8 +188,12 @@ class StoredTotals:
         self._pieces[piece] = uj
 
     def _settle(self, raw: Collection[str]) -> None:
-        """Let go of days that cannot change any more, but for what they add."""
-        for piece in list(self._pieces):
+        """Let go of days that cannot change any more, but for what they add.
+
+        Args:
+            raw: days of which there were rows before it was looked which pieces are stale.
+        """
+        for piece in self._pieces.keys() - self._stale:
             day = datetime.fromtimestamp(piece[0], UTC)
             if piece[1] == DAY_S and f"{day:%Y%m%d}" not in raw:
                 self._settled = _sum(self._settled, self._pieces.pop(piece))

@@ -27,7 +27,7 @@ class Part:
 
 
 def parts(ledger: Ledger, table: str) -> list[Part]:
-    """The parts of a table now, of whatever server."""
+    """The parts of a table now, of whatever server; two shards may each have an equal one."""
     found = ledger.query(
         "SELECT name, rows, toUInt32(min_time) AS first_s, toUInt32(max_time) AS last_s "
         f"FROM {_active(ledger, table)}"
