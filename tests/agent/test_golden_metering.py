@@ -668,3 +668,18 @@ def test_a_package_that_is_plugged_in_later_is_metered_from_then_on(machine):
     frames = machine.play(12, {1.0: lambda: machine.zone("intel-rapl:1", "package-1", watts=40)})
     assert [d.name for d in frames[-1].devices] == ["cpu0", "cpu1"]
     assert device_j(frames[-1:], "cpu1") == near(40)
+
+
+def test_who_moves_among_the_cgroups_of_one_workload_is_counted_once(machine):
+    """Counted where it ran, claimed where it was seen: the two are one workload's."""
+    machine.zone("intel-rapl:0", "package-0", watts=100)
+    steps = [f"/system.slice/job.service/{name}".encode() for name in "abcd"]
+    machine.task(10, group=steps[0], cores=1.0)
+    machine.task(11, group=b"/system.slice/other.service", cores=1.0)
+    for step in steps:
+        machine.cgroup(step.decode())
+    # Four moves a tick, so that it is never seen where it burned most.
+    moves = {n / 4 + 0.05: lambda n=n: machine.move(10, steps[n % 4]) for n in range(1, 24)}
+    frames = machine.play(6, moves, tick_s=1.0)
+    for frame in frames[1:-1]:
+        assert energy_j([frame], "systemd", "job.service") == near(50, rel=0.05)

@@ -167,11 +167,13 @@ class Kernel:
             self.bystander_s.append(int(usage.removeprefix("usage_usec ")) / 1e6)
             self.machine_s.append((user + nice + system + irq + softirq) / 100)
 
-    def share(self, begin_s, end_s):
-        """Of what the machine used in this time, the bystander's."""
+    def used_s(self, begin_s, end_s):
+        """In this time, the bystander and the machine."""
         before, after = (bisect.bisect(self.at_s, at_s) - 1 for at_s in (begin_s, end_s))
-        machine_s = self.machine_s[after] - self.machine_s[before]
-        return (self.bystander_s[after] - self.bystander_s[before]) / machine_s
+        return (
+            self.bystander_s[after] - self.bystander_s[before],
+            self.machine_s[after] - self.machine_s[before],
+        )
 
 
 def metered(tmp_path, folder, *flags, before=()):
@@ -213,19 +215,23 @@ def used_s(frames, identity, **row):
 
 def check_bystander(frames, kernel):
     """Nobody's attack costs it more than what it used, nor any frame a microjoule."""
-    due_j = got_j = 0.0
+    due_j = got_j = all_s = 0.0
     for frame in frames:
         drawn = sum(d["energy_uj"] for d in frame["devices"])
         assert drawn == sum(r[f"{c}_uj"] for r in frame["rows"] for c in ("cpu", "dram", "other"))
         begin_s = frame["window_start_ms"] / 1000
-        due_j += drawn / 1e6 * kernel.share(begin_s, begin_s + frame["window_ms"] / 1000)
+        own_s, machine_s = kernel.used_s(begin_s, begin_s + frame["window_ms"] / 1000)
+        due_j += drawn / 1e6 * own_s / machine_s
+        all_s += machine_s
         got_j += sum(
             r["cpu_uj"] / 1e6
             for r in frame["rows"]
             if frame["workloads"][r["workload"]]["id"] == "bystander.service"
         )
-    print(f"the bystander got {got_j:.1f} J, due {due_j:.1f} J")
-    assert got_j == pytest.approx(due_j, rel=0.15)
+    # The kernel samples the machine's use at clock ticks of 10 ms: three standard deviations.
+    error = max(0.15, 3 * (0.01 / all_s) ** 0.5)
+    print(f"the bystander got {got_j:.1f} J, due {due_j:.1f} J, give or take {error:.0%}")
+    assert got_j == pytest.approx(due_j, rel=error)
 
 
 def test_a_fork_storm_with_pids_that_come_round(tmp_path, site):

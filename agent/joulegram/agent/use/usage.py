@@ -218,22 +218,39 @@ class Usage:
                 uses.append(Use(owner, process, used_ns))
             else:
                 rest[owner] += used_ns
-        # The root (the first in order) is judged by what all others used.
-        groups = window.group_ns.keys() | claimed.keys() | self._owed_ns.keys()
-        for group in sorted(groups, reverse=True):
-            beyond_ns = (
-                window.group_ns.get(group, 0) - claimed.get(group, 0) + self._owed_ns.pop(group, 0)
-            )
-            if group == ROOT and self.cgroups.root_is_sampled:
-                used_ns = sum(use.cpu_ns for use in uses) + sum(rest.values())
-                beyond_ns = _sampled(beyond_ns, used_ns, window.length_ms)
-            if beyond_ns < 0:
-                self._owed_ns[group] = beyond_ns
-            elif beyond_ns > 0:
-                rest[self.identity.of_group(group)] += beyond_ns
+        self._settle(window, claimed, rest)
+        if (root_ns := self._beyond(ROOT, window, claimed)) and self.cgroups.root_is_sampled:
+            used_ns = sum(use.cpu_ns for use in uses) + sum(rest.values())
+            root_ns = _sampled(root_ns, used_ns, window.length_ms)
+        self._charge_rest(self.identity.of_group(ROOT), ROOT, root_ns, rest)
         self._forget_debts()
         uses += [Use(owner, None, ns) for owner, ns in rest.items() if ns > 0]
         return sorted(uses, key=_fixed_order)
+
+    def _settle(self, window: Window, claimed: Mapping[str, int], rest: dict[Owner, int]) -> None:
+        """Charge what cgroups counted beyond their processes, the root's apart.
+
+        Of one owner together: a process that moves among its cgroups is counted where it ran, and
+        claimed where it was seen.
+        """
+        of_owner: dict[Owner, list[tuple[int, str]]] = defaultdict(list)
+        for group in sorted((window.group_ns.keys() | claimed.keys()) - {ROOT}):
+            if beyond_ns := self._beyond(group, window, claimed):
+                of_owner[self.identity.of_group(group)].append((beyond_ns, group))
+        for owner, beyond in of_owner.items():
+            self._charge_rest(owner, min(beyond)[1], sum(ns for ns, _ in beyond), rest)
+
+    def _beyond(self, group: str, window: Window, claimed: Mapping[str, int]) -> int:
+        used_ns = window.group_ns.get(group, 0) - claimed.get(group, 0)
+        return used_ns + self._owed_ns.pop(group, 0)
+
+    def _charge_rest(
+        self, owner: Owner, group: str, beyond_ns: int, rest: dict[Owner, int]
+    ) -> None:
+        if beyond_ns > 0:
+            rest[owner] += beyond_ns
+        elif beyond_ns < 0:
+            self._owed_ns[group] = beyond_ns
 
     def _read_machine(self, timeline: Timeline, now_ns: int) -> int:
         """Charge interrupts. Returns: how many processes were forked so far; -1: unknown."""
