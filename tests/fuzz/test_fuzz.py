@@ -31,6 +31,7 @@ READERS = (
 # What they define that no machine's files lead a meter to.
 ELSEWHERE = {
     "cards.unmetered": "`joulegram check` asks, of the cards that are found here too",
+    "cgroups.Cgroups._drop": "a cgroup that left",
     "cgroups.Cgroups._hold_above": "a cgroup that left with its file still open",
     "clients.Clients.__len__": "a gauge",
     "clients.Clients._let_go": "a descriptor that was closed",
