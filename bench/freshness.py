@@ -32,7 +32,7 @@ from bench.streams import (
     everybody_is_there_s,
     quantile,
 )
-from tests.kafka import Broker, jars
+from tests.kafka import kafka_broker
 from tests.servers import Program, joulegram, running, wait_until
 
 SHORT = 2_000, 0.75  # in `make bench`: agents, minutes
@@ -68,7 +68,7 @@ def measure(streams: int, minutes: float) -> dict[str, float]:
         if shutil.which("java") is None or shutil.which("mvn") is None:
             print("bench: freshness through Kafka is skipped: apt-get install a JRE, and maven")
             return found
-        with _broker(folder / "kafka") as broker:
+        with kafka_broker(folder / "kafka") as broker:
             kafka = folder / "kafka.toml"
             kafka.write_text(
                 f'[kafka]\nbrokers = ["{broker.address}"]\npartitions = 4\n'
@@ -94,16 +94,6 @@ def _started(folder: Path, *more: str | Path) -> Iterator[Program]:
     with running(argv, folder, name="collector") as program:
         wait_until(lambda: "http://" in program.said(), "the collector's line", 60.0)
         yield program
-
-
-@contextlib.contextmanager
-def _broker(folder: Path) -> Iterator[Broker]:
-    broker = Broker(folder, jars())
-    try:
-        broker.start()
-        yield broker
-    finally:
-        broker.stop()
 
 
 def _agents_on(program: Program) -> str:

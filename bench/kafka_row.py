@@ -22,7 +22,7 @@ import httpx
 from bench import collector_row as load
 from bench.sending import send_all
 from joulegram.collector.ledger.chdb import ChdbLedger
-from tests.kafka import Broker, jars
+from tests.kafka import Broker, kafka_broker
 from tests.servers import Program, joulegram, running, wait_until
 
 NAME = "collector_row_kafka"
@@ -48,7 +48,7 @@ def _measure() -> tuple[dict[str, Any], dict[str, float]]:
         frames = load.FRAMES_PER_STREAM + load.WARM_UP_FRAMES
         start_ms = now_ms - frames * load.WINDOW_MS - 300_000
         direct_us, _, _ = load._collector(folder, str(start_ms))
-        with _broker(folder / "kafka") as broker:
+        with kafka_broker(folder / "kafka") as broker:
             sides = asyncio.run(_through(folder, broker, start_ms))
         _check_stored(folder / "data")
     ours_us = sides["intake"] + sides["writer"]
@@ -61,16 +61,6 @@ def _measure() -> tuple[dict[str, Any], dict[str, float]]:
         "unit": "us CPU/row",
     }
     return entry, sides
-
-
-@contextlib.contextmanager
-def _broker(folder: Path) -> Iterator[Broker]:
-    broker = Broker(folder, jars())
-    try:
-        broker.start()
-        yield broker
-    finally:
-        broker.stop()
 
 
 @dataclass(frozen=True)
