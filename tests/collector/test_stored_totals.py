@@ -163,6 +163,14 @@ def test_nodes_beyond_the_bound_share_a_label(site: Place) -> None:
     assert sum(found.values()) == 4_000_000
 
 
+def leave_sealed_alone(site: Place) -> None:
+    """As retention leaves a month: its totals, and neither rows nor slots."""
+    month = START.replace(day=1, hour=0)
+    sealed.seal(site.ledger, month, month + timedelta(days=30), ms(START + timedelta(days=60)))
+    drop_raw(site, 0)
+    site.ledger.execute(f"ALTER TABLE slots DROP PARTITION {START:%Y%m}")
+
+
 def test_made_up_energy_says_so(site: Place) -> None:
     made_up = Node("sim-1", more={"simulated": True})
     site.store([*frames(made_up), *frames(Node("n1"))])
@@ -170,10 +178,7 @@ def test_made_up_energy_says_so(site: Place) -> None:
     totals = totals_of(site)
     totals.refresh()
     assert totals.simulated == {"sim-1"} == EnergyTotals.of(site.ledger).simulated
-    month = START.replace(day=1, hour=0)
-    sealed.seal(site.ledger, month, month + timedelta(days=30), ms(START + timedelta(days=60)))
-    drop_raw(site, 0)
-    site.ledger.execute(f"ALTER TABLE slots DROP PARTITION {START:%Y%m}")
+    leave_sealed_alone(site)
     again = totals_of(site)
     again.refresh()
     assert again.simulated == {"older"} == EnergyTotals.of(site.ledger).simulated
@@ -323,10 +328,7 @@ def test_a_month_that_is_sealed_meanwhile_counts_once(site: Place, when: str) ->
 def test_energy_without_slots_is_shown(site: Place) -> None:
     site.store(frames(Node("n1"), 4))
     site.rollup.refresh(START, START + timedelta(hours=1))
-    month = START.replace(day=1, hour=0)
-    sealed.seal(site.ledger, month, month + timedelta(days=30), ms(START + timedelta(days=60)))
-    drop_raw(site, 0)
-    site.ledger.execute(f"ALTER TABLE slots DROP PARTITION {START:%Y%m}")
+    leave_sealed_alone(site)
     totals = totals_of(site)
     totals.refresh()
     assert cpu_uj(totals) == {"n1": 4_000_000}
