@@ -24,7 +24,7 @@ class Torn(ValueError):
     """The file did not hold one whole value in any of the attempts."""
 
 
-def read_whole(path: Path, parse: Callable[[bytes], T | None]) -> T:
+def read_whole(path: str | Path, parse: Callable[[bytes], T | None]) -> T:
     """Read until `parse` accepts the bytes.
 
     Args:

@@ -5,6 +5,7 @@ Reads  <sysfs>/class/powercap/intel-rapl*:*/{name,energy_uj,max_energy_range_uj,
 Format https://docs.kernel.org/power/powercap/powercap.html
 """
 
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -51,10 +52,10 @@ class RaplZone:
             if not again:
                 device = _unused(device, found)
             one = cls(
-                folders[zone],
+                Path(folders[zone]),
                 device,
                 component,
-                range_uj=_count(folders[zone] / "max_energy_range_uj"),
+                range_uj=_count(f"{folders[zone]}/max_energy_range_uj"),
                 max_power_w=_max_power_w(folders[zone]),
             )
             if not again or (not found[device]._answers() and one._answers()):
@@ -63,7 +64,7 @@ class RaplZone:
 
     def read_uj(self) -> int:
         """Raises: SensorDenied where only root may read the counter, SensorFailed otherwise."""
-        path = self.path / "energy_uj"
+        path = f"{self.path}/energy_uj"
         try:
             return read_whole(path, as_count)
         except PermissionError as exc:
@@ -82,21 +83,23 @@ class RaplZone:
         return True
 
 
-def _folders(sysfs: Path) -> dict[str, Path]:
+def _folders(sysfs: Path) -> dict[str, str]:
     """Zone name -> folder. Zones appear flat in class/powercap and nested in one another."""
-    folders: dict[str, Path] = {}
-    waiting = [sysfs / "class" / "powercap"]
+    # As text: looked at every few seconds, and a Path costs as much as the file in it.
+    folders: dict[str, str] = {}
+    waiting = [f"{sysfs}/class/powercap"]
     while waiting:
+        above = waiting.pop()
         try:
-            entries = sorted(waiting.pop().iterdir())
+            names = sorted(os.listdir(above))  # noqa: PTH208
         except OSError:
             continue
-        for entry in entries:
-            if entry.name in ("intel-rapl", "intel-rapl-mmio"):  # the control types
-                waiting.append(entry)
-            elif ZONE.fullmatch(entry.name) and entry.name not in folders:
-                folders[entry.name] = entry
-                waiting.append(entry)
+        for name in names:
+            if name in ("intel-rapl", "intel-rapl-mmio"):  # the control types
+                waiting.append(f"{above}/{name}")
+            elif ZONE.fullmatch(name) and name not in folders:
+                folders[name] = f"{above}/{name}"
+                waiting.append(folders[name])
     return folders
 
 
@@ -130,20 +133,20 @@ def _numbers(zone: str) -> list[int]:
     return [int(part) for part in zone.split(":")[1:]]
 
 
-def _name(path: Path) -> str:
+def _name(folder: str) -> str:
     try:
-        return read_whole(path / "name", as_line)
+        return read_whole(f"{folder}/name", as_line)
     except (OSError, Torn):
         return ""
 
 
-def _max_power_w(folder: Path) -> float:
+def _max_power_w(folder: str) -> float:
     """What the kernel says the zone can draw; 0 where it says nothing, or nonsense."""
-    most_w = _count(folder / "constraint_0_max_power_uw") / 1e6
+    most_w = _count(f"{folder}/constraint_0_max_power_uw") / 1e6
     return most_w if most_w < SOUND_MAX_W else 0.0
 
 
-def _count(path: Path) -> int:
+def _count(path: str) -> int:
     try:
         return read_whole(path, as_count)
     except (OSError, Torn):

@@ -60,7 +60,7 @@ class CpuTimes:
 
 def cpu_times(procfs: Path) -> CpuTimes:
     """Raises: OSError, Torn."""
-    return read_whole(procfs / "stat", _cpu_times)
+    return read_whole(f"{procfs}/stat", _cpu_times)
 
 
 def _cpu_times(raw: bytes) -> CpuTimes | None:
