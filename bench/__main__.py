@@ -1,6 +1,6 @@
 """`make bench`: what our work costs, as a ratio to the bare cost of the same thing.
 
-    python -m bench [NAME ...]      NAME: a module of this folder, such as agent_tick
+    python -m bench [NAME ...]      NAME: a module of this folder, such as agent_tick (not _crowd)
 
 Each module has run() -> [{name, ratio, limit, ours, reference, unit}]; both sides of a ratio
 are measured in the same run, so that a slower machine slows both. Writes build/bench.json.

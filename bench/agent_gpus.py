@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench._crowd import counters, crowd
 from bench.agent_memory import resident_mb
 from bench.agent_tick import CORE_SHARE, LIMIT, WARM_UP_S, agent, beside_floor, sink
-from bench.crowd import counters, crowd
 from tests.agent.nvml import library
 
 PROCESSES, BUSY = 1000, 20

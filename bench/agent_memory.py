@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench._crowd import counters, crowd
 from bench.agent_tick import agent, sink
-from bench.crowd import counters, crowd
 
 PROCESSES, BUSY = 1000, 20
 LIMIT_MB, GROWTH = 60.0, 1.02

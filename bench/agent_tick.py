@@ -23,7 +23,7 @@ from typing import Any
 
 import grpc
 
-from bench.crowd import cgroups, counters, crowd, spread
+from bench._crowd import cgroups, counters, crowd, spread
 from joulegram.agent.use.procfs import raise_file_limit
 from joulegram.v1.telemetry_pb2 import Ack, Frame, SeqRange
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.sending import collector, send_all
+from bench._sending import collector, send_all
 from joulegram.collector import columns
 from joulegram.collector.checked import Checked
 from joulegram.collector.ledger.chdb import ChdbLedger

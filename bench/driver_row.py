@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from clickhouse_driver import Client
 
 from bench import collector_row as load
-from bench.sending import collector
+from bench._sending import collector
 from joulegram.collector.ledger.clickhouse import ClickhouseLedger
 from joulegram.collector.ledger.migrate import migrate
 from tests.clickhouse import USER, ClickhouseServer

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from bench import collector_row as load
-from bench.sending import send_all
+from bench._sending import send_all
 from joulegram.collector.ledger.chdb import ChdbLedger
 from tests.kafka import Broker, kafka_broker
 from tests.servers import Program, joulegram, running, wait_until

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench._crowd import counters, crowd
 from bench.agent_tick import Cost, agent, beside_floor, sink
-from bench.crowd import counters, crowd
 
 PROCESSES, BUSY = 1000, 20
 WARM_UP_S = 12.0

@@ -30,7 +30,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from bench.sending import collector, send_all
+from bench._sending import collector, send_all
 from joulegram.collector.ledger.chdb import ChdbLedger
 from joulegram.collector.simulate.fleet import Fleet, Plan
 from joulegram.collector.simulate.frames import Maker

@@ -1,7 +1,4 @@
-"""A machine to be metered: a crowd of processes, in cgroups if so wished, and its counters.
-
-Not a bench: `run` is for those who look for one here.
-"""
+"""A machine to be metered: a crowd of processes, in cgroups if so wished, and its counters."""
 
 import contextlib
 import os
@@ -13,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 ZONES = {"0": "package-0", "0:0": "dram", "1": "package-1", "1:0": "dram", "2": "psys"}
 WATTS = {"package-0": 120.0, "package-1": 110.0, "dram": 15.0, "psys": 330.0}
@@ -36,10 +32,6 @@ for n in range(total - busy):
 print(*pids, flush=True)
 signal = sys.stdin.readline()
 """
-
-
-def run() -> list[dict[str, Any]]:
-    return []
 
 
 @contextlib.contextmanager
