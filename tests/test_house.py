@@ -31,6 +31,16 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^  make ([a-z-]+)", said.stdout, re.M))
 
 
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in (ROOT / "bench").glob("*.py") if p.stem[0] != "_"),
+    ids=lambda p: p.stem,
+)
+def test_every_bench_can_be_run(path: Path) -> None:
+    """`make bench` runs every module that has no _ before its name."""
+    assert "\ndef run() -> list[dict[str, Any]]:" in path.read_text()
+
+
 @pytest.mark.parametrize("root", ROOTS)
 def test_no_part_hides_the_others(root: str) -> None:
     """`joulegram` is a namespace: an __init__.py in it would hide every other root."""
