@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,37 @@ from joulegram.v1.telemetry_pb2 import Ack
 REPORT = "/joulegram.v1.TelemetryService/Report"
 
 
-@contextlib.contextmanager
-def collector(folder: Path, *flags: str, stop_s: float = 20.0) -> Iterator[tuple[int, str]]:
-    """A `joulegram collector` in `folder`: its pid, and HOST:PORT for agents."""
+def started(folder: Path, *flags: str) -> tuple[subprocess.Popen[str], str]:
+    """A `joulegram collector` in `folder`, and HOST:PORT for agents."""
     argv = [sys.executable, "-m", "joulegram.cli.main", "collector", *flags, "--neso-url", ""]
     argv += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=folder) as program:
+    program = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=folder)
+    assert program.stderr is not None
+    said = ""
+    for said in program.stderr:
+        if "agents on " in said:
+            break
+    _pass_on(program.stderr)
+    return program, said.split("agents on ")[1].split(",")[0]
+
+
+def _pass_on(lines: Iterable[str]) -> None:
+    """Pass on what a program says, so that its pipe never fills."""
+
+    def pump() -> None:
+        for line in lines:
+            sys.stderr.write(line)
+
+    threading.Thread(target=pump, daemon=True).start()
+
+
+@contextlib.contextmanager
+def collector(folder: Path, *flags: str, stop_s: float = 20.0) -> Iterator[tuple[int, str]]:
+    """The pid of a `joulegram collector` in `folder`, and HOST:PORT for agents."""
+    program, address = started(folder, *flags)
+    with program:
         try:
-            assert program.stderr is not None
-            said = ""
-            for said in program.stderr:
-                if "agents on " in said:
-                    break
-            yield program.pid, said.split("agents on ")[1].split(",")[0]
+            yield program.pid, address
         finally:
             program.terminate()
             program.wait(stop_s)

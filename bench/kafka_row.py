@@ -39,8 +39,7 @@ def run() -> list[dict[str, Any]]:
     if missing:
         print(f"bench: {NAME} is skipped: apt-get install openjdk-17-jre-headless maven")
         return []
-    entries = sorted((_measure()[0] for _ in range(load.RUNS)), key=lambda entry: entry["ratio"])
-    return [entries[load.RUNS // 2]]
+    return [load.middle(_measure)]
 
 
 def _measure() -> tuple[dict[str, Any], dict[str, float]]:

@@ -19,7 +19,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from bench._sending import started
 from joulegram.v1.telemetry_pb2 import Ack, Device, Frame, Rows, Workload
 
 WINDOW_S = 10
@@ -89,18 +89,10 @@ def measure(streams: int, minutes: float) -> dict[str, Any]:
     if hard < streams + 500:
         raise RuntimeError(f"{streams} connections need as many open files; ulimit -n is {hard}")
     with tempfile.TemporaryDirectory(prefix="joulegram-bench-") as folder:
-        argv = [sys.executable, "-m", "joulegram.cli.main", "collector", "--data", folder + "/data"]
-        argv += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--neso-url", ""]
-        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=folder) as collector:
+        collector, address = started(Path(folder), "--data", folder + "/data")
+        with collector:
             clients: list[subprocess.Popen[str]] = []
             try:
-                assert collector.stderr is not None
-                said = ""
-                for said in collector.stderr:
-                    if "agents on " in said:
-                        break
-                address = said.split("agents on ")[1].split(",")[0]
-                _drain(collector)
                 rss_before = _rss_bytes(collector.pid)
                 measured_s = everybody_is_there_s(streams)
                 end_s = measured_s + minutes * 60
@@ -151,17 +143,6 @@ def _stop(collector: subprocess.Popen[str]) -> float:
     except subprocess.TimeoutExpired:
         collector.kill()
     return round(time.monotonic() - begun_s, 1)
-
-
-def _drain(program: subprocess.Popen[str]) -> None:
-    """Pass on what it says, so that its pipe never fills."""
-
-    def pump() -> None:
-        assert program.stderr is not None
-        for line in program.stderr:
-            sys.stderr.write(line)
-
-    threading.Thread(target=pump, daemon=True).start()
 
 
 def clients_of(
