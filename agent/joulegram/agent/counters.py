@@ -7,6 +7,7 @@ window's end is cut there, in integers that add up to the whole again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 NS_PER_S = 1_000_000_000
 
@@ -26,8 +27,7 @@ STEP_MEMORY_S = 2.0
 SUSPEND_NS = 200_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(NamedTuple):
     """What a counter counted between two good readings, on the monotonic clock."""
 
     start_ns: int

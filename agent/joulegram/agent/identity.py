@@ -7,6 +7,7 @@ import re
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from joulegram.agent.one_run.lineage import Lineage
 from joulegram.agent.owners.batch import Batch
@@ -35,8 +36,7 @@ CLAIMED = ("kubernetes", "container")  # what a user may make, and may give any 
 DOMAIN = re.compile(r"(?:qemu|lxc|ch|xen)-\d+-(.+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a process counts."""
 
     owner: Owner

@@ -17,9 +17,9 @@ Formats
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from joulegram.agent.textfile import visible
 
@@ -32,8 +32,7 @@ SITE_WIDE = (*BATCH, "kubernetes", "user")
 REMEMBERED = 4096  # paths; a node has fewer cgroups at a time
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Owner:
+class Owner(NamedTuple):
     """(kind, id) of a workload, before its scope is known. `id` is empty for reserved kinds."""
 
     kind: str

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from joulegram.agent.clock import Clock
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.textfile import Torn, read_whole
+from joulegram.agent.textfile import Torn, is_there, read_whole
 
 LINE = re.compile(rb"(\d{1,18})(?: (J))?(?: \d{1,20} us)? *\n")
 NAME = re.compile(r"(cpu|memory|accel)(\d{0,3})_energy")
@@ -92,7 +92,7 @@ class CrayCounter:
     def _started(self, folder: Path) -> tuple[str, int]:
         """Changes when the energies start again. Where there is no `startup` the cap must do."""
         for name in ("startup", "generation"):
-            if _is_there(folder / name):
+            if is_there(folder / name):
                 return name, _read(folder / name)
         return "", 0
 
@@ -103,9 +103,11 @@ def find(sysfs: Path, clock: Clock) -> list[CrayCounter]:
     Sockets that are told apart are listed instead of their sum.
     """
     folder = sysfs / "cray/pm_counters"
+    if not is_there(folder):
+        return []
     node = [CrayCounter(folder / "energy", "platform", "other", clock)]
     parts = [p for p in _parts(folder, clock) if p.component != "gpu"]
-    return [counter for counter in node + parts if _is_there(counter.path)]
+    return [counter for counter in node + parts if is_there(counter.path)]
 
 
 def accelerators(sysfs: Path, clock: Clock) -> list[CrayCounter]:
@@ -132,13 +134,6 @@ def _parts(folder: Path, clock: Clock) -> Iterator[CrayCounter]:
 
 def _order(name: re.Match[str]) -> tuple[str, int]:
     return name[1], int(name[2] or 0)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # in a folder that this user may not enter
-        return False
 
 
 def _read(path: Path, unit: bytes | None = None) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from joulegram.agent.clock import Clock
 from joulegram.agent.textfile import ATTEMPTS, PAUSE_S, as_count, read_file, whole
@@ -61,8 +62,7 @@ class Cgroup:
     read_ns: int = 0  # monotonic
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a cgroup and all below it used between two readings."""
 
     path: str  # the cgroup that owns it: the nearest domain

@@ -11,12 +11,14 @@ nothing is listed.
 
 import errno
 import os
+import re
 import resource
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from joulegram.agent.textfile import (
     ATTEMPTS,
@@ -33,7 +35,6 @@ from joulegram.agent.use.mounts import is_kernels_procfs
 TICK_NS = 10_000_000
 KERNEL_THREAD = 0x0020_0000  # PF_KTHREAD, include/linux/sched.h
 STAT_BYTES = 2048
-DIGITS_MAX = 18  # the kernel's are shorter, and 64 bits hold it
 DESCRIPTORS_LEFT_FREE = 256
 RETRIES_PER_SCAN = 40  # bounds the waiting for files that stay torn
 MET_PER_SCAN = 1000  # a fork storm's processes are met over several ticks, in their order
@@ -46,6 +47,13 @@ LOOKS_SHARE, LOOKS_MIN = 4, 16
 NOT_A_PROCESS = (errno.EINVAL, errno.ENOENT)  # but a thread of one: pidfd_open(2), by kernel
 UNREADABLE = b"?"  # never what a file holds: read it anew
 ZOMBIES = (b"Z", b"X")
+# After the name: state, parent, flags, CPU time of its own (user, system) and of children it
+# waited for (the same), threads, start. Numbers are those that 64 bits hold.
+_ANY, _WORD, _NUMBER = rb" ++[^ ]++", rb" ++([^ ]++)", rb" ++([0-9]{1,18}+)"
+STAT = re.compile(
+    _WORD + _NUMBER + 4 * _ANY + _NUMBER + 4 * _ANY + 4 * _NUMBER + 2 * _ANY
+    + _WORD + _ANY + _NUMBER + rb"[ \n]"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +116,7 @@ class Process:
         return visible(self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a process used since it was read before."""
 
     process: Process
@@ -341,7 +348,7 @@ class Processes:
     def _reread(self, process: Process, raw: bytes, scan: Scan, plausible_ns: int) -> None:
         """Its file changed, or cannot be read, or speaks of somebody else."""
         fields = _fields(raw)
-        if fields is None or int(fields[19]) != process.start_ticks:
+        if fields is None or int(fields[-1]) != process.start_ticks:
             raw, file = self._open(process.pid)
             fields = _fields(raw)
             if fields is None:
@@ -352,7 +359,7 @@ class Processes:
                 process.raw = UNREADABLE
                 process.stale_ns = process.stale_ns or self._before_ns or scan.at_ns
                 return
-            if int(fields[19]) != process.start_ticks:
+            if int(fields[-1]) != process.start_ticks:
                 self._let_go(file)
                 self._forget(process.pid, scan)
                 self._meet(process.pid, scan, plausible_ns)
@@ -392,7 +399,7 @@ class Processes:
             if self._before_ns is None:
                 self._unread.add(pid)
             return False
-        process = Process(pid, int(fields[19]), file=file)
+        process = Process(pid, int(fields[-1]), file=file)
         self._note(process, raw, fields)
         self._known[pid] = process
         scan.met.append(process)
@@ -416,7 +423,8 @@ class Processes:
             self._half_made[pid] = looks + 1
         return made
 
-    def _note(self, process: Process, raw: bytes, fields: list[bytes]) -> None:
+    def _note(self, process: Process, raw: bytes, fields: tuple[bytes, ...]) -> None:
+        state, parent, flags, user, system, reaped_user, reaped_system, threads, _start = fields
         name = raw[raw.index(b"(") + 1 : raw.rindex(b")")]
         if name != process.name:  # new, or it called exec: credentials may have changed too
             process.name = name
@@ -425,12 +433,12 @@ class Processes:
             except OSError:
                 process.uid = 0
         process.raw = raw
-        process.parent = int(fields[1])
-        process.kernel = bool(int(fields[6]) & KERNEL_THREAD)
+        process.parent = int(parent)
+        process.kernel = bool(int(flags) & KERNEL_THREAD)
         # The first thread may end before the others: then they run on under a zombie's name.
-        process.zombie = fields[0] in ZOMBIES and fields[17] in (b"0", b"1")
-        process.used_ns = (int(fields[11]) + int(fields[12])) * TICK_NS
-        process.reaped_ns = (int(fields[13]) + int(fields[14])) * TICK_NS
+        process.zombie = state in ZOMBIES and threads in (b"0", b"1")
+        process.used_ns = (int(user) + int(system)) * TICK_NS
+        process.reaped_ns = (int(reaped_user) + int(reaped_system)) * TICK_NS
 
     def _forget(self, pid: int, scan: Scan) -> None:
         process = self._known.pop(pid)
@@ -480,20 +488,16 @@ def _pid(name: str) -> int:
     return int(name) if name.isascii() and name.isdecimal() else -1
 
 
-def _fields(raw: bytes) -> list[bytes] | None:
-    """The fields after the name, from `state` on; None for a torn line.
+def _fields(raw: bytes) -> tuple[bytes, ...] | None:
+    """What STAT finds after the name; None for a torn line.
 
     The name may hold anything, `) R 1 (` too: the last parenthesis ends it.
     """
     end = raw.rfind(b")")
     if end < 0 or not raw.endswith(b"\n"):
         return None
-    fields = raw[end + 1 :].split(None, 20)
-    if len(fields) < 20:
-        return None
-    numbers = (fields[1], fields[6], *fields[11:15], fields[19])
-    sound = b"".join(numbers).isdigit() and max(map(len, numbers)) <= DIGITS_MAX
-    return fields if sound else None
+    found = STAT.match(raw, end + 1)
+    return found.groups() if found else None
 
 
 def raise_file_limit() -> int:
