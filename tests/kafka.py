@@ -1,6 +1,6 @@
-"""A real Apache Kafka broker (KRaft) for the tests, with topics of their own.
+"""Real Apache Kafka brokers (KRaft) for the tests, with topics of their own.
 
-Its jars come from Maven Central, once, into a folder that later runs share. The broker may be
+Its jars come from Maven Central, once, into a folder that later runs share. A broker may be
 killed, paused and started again over the same log.
 """
 
@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,12 +65,21 @@ def lasting_port() -> int:
 
 @dataclass
 class Broker:
-    """One broker with its log in `folder`."""
+    """One broker with its log in `folder`: alone, or one of those in `all`.
+
+    Args:
+        more: properties beyond those of every test; listeners are added.
+        format_flags: of kafka-storage format.
+    """
 
     folder: Path
     libs: Path
     port: int = field(default_factory=lasting_port)
     controller_port: int = field(default_factory=lasting_port)
+    number: int = 1
+    all: list["Broker"] = field(default_factory=list, repr=False)
+    more: Mapping[str, object] = field(default_factory=dict)
+    format_flags: Sequence[str] = ()
     program: Program | None = None
     _ended: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -80,11 +89,20 @@ class Broker:
 
     def start(self, timeout_s: float = 60.0) -> None:
         """Return once it answers."""
+        self.launch()
+        self.answers(timeout_s)
+
+    def launch(self) -> None:
+        """Start it. One of several answers only once most of them were launched."""
         self._format()
         self._ended = contextlib.ExitStack()
         argv = self._java("-Xmx512m", "kafka.Kafka", str(self._properties()))
         self.program = self._ended.enter_context(running(argv, self.folder, name="broker"))
+
+    def answers(self, timeout_s: float = 60.0) -> None:
+        """Return once it does."""
         program = self.program
+        assert program is not None
 
         def ready() -> bool:
             assert program.process.poll() is None, f"ended early:\n{program.said()[-3000:]}"
@@ -134,22 +152,25 @@ class Broker:
         tool = self._java("-Xmx256m", "kafka.tools.StorageTool", "format", "-t")
         # 22 characters of base64: what StorageTool random-uuid would say.
         cluster = "am91bGVncmFtLXRlc3RzIQ"
-        argv = [*tool, cluster, "-c", str(self._properties())]
+        argv = [*tool, cluster, "-c", str(self._properties()), *self.format_flags]
         subprocess.run(argv, check=True, capture_output=True, timeout=60)
 
     def _properties(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "server.properties"
         listeners = f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{self.controller_port}"
+        all_ = self.all or [self]
         said = {
             "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{self.controller_port}",
+            "node.id": self.number,
+            "controller.quorum.voters": ",".join(
+                f"{one.number}@127.0.0.1:{one.controller_port}" for one in all_
+            ),
             "listeners": listeners,
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
             "log.dirs": self.folder / "log",
-            "offsets.topic.replication.factor": "1",
+            "offsets.topic.replication.factor": len(all_),
             "offsets.topic.num.partitions": "2",
             "transaction.state.log.replication.factor": "1",
             "transaction.state.log.min.isr": "1",
@@ -159,10 +180,15 @@ class Broker:
             "broker.session.timeout.ms": "2000",
             "broker.heartbeat.interval.ms": "500",
             "auto.create.topics.enable": "false",
-            # Everyone may do what no test forbids.
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "allow.everyone.if.no.acl.found": "true",
         }
+        if len(all_) == 1:  # it keeps those who vote for one another apart until they have
+            # Everyone may do what no test forbids.
+            said["authorizer.class.name"] = (
+                "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
+            )
+            said["allow.everyone.if.no.acl.found"] = "true"
+        for key, value in self.more.items():
+            said[key] = f"{said[key]},{value}" if key in said else value
         path.write_text("".join(f"{key}={value}\n" for key, value in said.items()))
         return path
 
@@ -179,11 +205,25 @@ class Names:
 @contextlib.contextmanager
 def kafka_broker(folder: Path) -> Iterator[Broker]:
     """A broker of one's own, for a test that ends it."""
-    broker = Broker(folder, jars())
-    try:
-        broker.start()
+    with kafka_brokers(folder, 1) as (broker,):
         yield broker
+
+
+@contextlib.contextmanager
+def kafka_brokers(folder: Path, count: int) -> Iterator[list[Broker]]:
+    """So many brokers of one cluster, each of them a controller too."""
+    brokers: list[Broker] = []
+    for number in range(1, count + 1):
+        brokers.append(Broker(folder / str(number), jars(), number=number, all=brokers))
+    try:
+        for broker in brokers:
+            broker.launch()
+        for broker in brokers:
+            broker.answers()
+        yield brokers
     finally:
-        if broker.program is not None and broker.program.process.poll() is None:
-            broker.resume()  # a paused program hears no SIGTERM
-        broker.stop()
+        for broker in brokers:
+            if broker.program is not None and broker.program.process.poll() is None:
+                broker.resume()  # a paused program hears no SIGTERM
+            # The last of them would wait for the others' votes.
+            broker.stop(signal.SIGTERM if count == 1 else signal.SIGKILL)

@@ -98,14 +98,15 @@ def _check_topics(kafka: KafkaConfig) -> None:
     """Brokers that answer and are not as configured end us; those that do not are waited for."""
     from kafka.errors import KafkaError
 
+    from joulegram.collector.kafka.reasons import told
     from joulegram.collector.kafka.topics import check_topics
 
     try:
         check_topics(kafka)
     except (KafkaError, OSError) as failed:
         sys.stderr.write(
-            f"joulegram collector: Kafka at {', '.join(kafka.brokers)} does not answer yet "
-            f"({type(failed).__name__}); agents keep their frames meanwhile\n"
+            f"joulegram collector: Kafka at {', '.join(kafka.brokers)} does not answer yet: "
+            f"{told(failed)}. Agents keep their frames meanwhile.\n"
         )
         sys.stderr.flush()
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from joulegram.collector.errors import BadSetting
 from joulegram.collector.kafka.config import KafkaConfig
+from joulegram.collector.kafka.reasons import listen
 
 NAME = "joulegram"
 
@@ -14,6 +15,7 @@ def connection(config: KafkaConfig, *, bootstrap_s: float = 10.0) -> dict[str, A
     Files are read anew at each call, so that a rotated password or certificate is taken with
     the next connection. Raises: BadSetting for a file that cannot be read.
     """
+    listen()
     scheme = "SASL_" if config.sasl else ""
     said: dict[str, Any] = {
         "bootstrap_servers": list(config.brokers),

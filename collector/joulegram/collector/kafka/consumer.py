@@ -26,6 +26,7 @@ from joulegram.collector.kafka import counters
 from joulegram.collector.kafka.client import connection
 from joulegram.collector.kafka.config import RECORD_MOST_BYTES, KafkaConfig
 from joulegram.collector.kafka.letters import FRAME, RECORD, DeadLetters, Letter, now_ms
+from joulegram.collector.kafka.reasons import told
 from joulegram.collector.kafka.records import Unpackable, unpack
 from joulegram.collector.kafka.topics import check_topics
 from joulegram.collector.packed import PackedFrame, Unreadable, read_frame
@@ -133,7 +134,7 @@ class FromKafka:
                 client = self._connect()
             except (KafkaError, OSError, BadSetting) as failed:
                 if attempt % 60 == 0:
-                    log.warning("no Kafka yet, trying again: %s: %s", type(failed).__name__, failed)
+                    log.warning("no Kafka yet, trying again: %s", told(failed))
                 self._stop.wait(RETRY_S[min(attempt, len(RETRY_S) - 1)])
                 attempt += 1
                 continue

@@ -21,6 +21,7 @@ from joulegram.collector.kafka.client import connection
 from joulegram.collector.kafka.config import KafkaConfig
 from joulegram.collector.kafka.letters import CUT, FRAME, LETTER_MOST_BYTES, RECORD, Letter
 from joulegram.collector.kafka.producer import Producer, Record, TooLarge
+from joulegram.collector.kafka.reasons import told
 from joulegram.collector.kafka.records import Unpackable, pack, partition_of, unpack
 from joulegram.collector.packed import Unreadable, read_frame
 from joulegram.collector.stages import Busy
@@ -79,7 +80,7 @@ def run(kafka: KafkaConfig, options: Options, word: str) -> int:
         raise  # who reads what we list has seen enough: `| head`
     except (KafkaError, OSError) as failed:
         raise NoKafka(
-            f"Kafka at {', '.join(kafka.brokers)} did not answer: {type(failed).__name__}: {failed}"
+            f"Kafka at {', '.join(kafka.brokers)} did not answer: {told(failed)}"
         ) from failed
 
 

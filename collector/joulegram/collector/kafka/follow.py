@@ -22,6 +22,7 @@ from kafka.errors import KafkaError
 from joulegram.collector.errors import BadSetting
 from joulegram.collector.kafka.client import connection
 from joulegram.collector.kafka.config import RECORD_MOST_BYTES, KafkaConfig
+from joulegram.collector.kafka.reasons import told
 from joulegram.collector.kafka.records import Unpackable, unpack
 from joulegram.collector.packed import PackedFrame, Unreadable, read_frame
 from joulegram.v1.telemetry_pb2 import Frame
@@ -78,7 +79,7 @@ class Follower:
             except Exception as failed:
                 if not failing:
                     expected = isinstance(failed, KafkaError | OSError | BadSetting)
-                    log.warning("live numbers stand still: %r", failed, exc_info=not expected)
+                    log.warning("live numbers stand still: %s", told(failed), exc_info=not expected)
                 failing = True
                 self._stop.wait(RETRY_S)
 

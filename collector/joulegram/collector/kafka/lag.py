@@ -19,6 +19,7 @@ from joulegram.collector.kafka import counters
 from joulegram.collector.kafka.client import connection
 from joulegram.collector.kafka.config import KafkaConfig
 from joulegram.collector.kafka.letters import now_ms
+from joulegram.collector.kafka.reasons import told
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ async def run(config: KafkaConfig, on_answer: Callable[[], None], every_s: float
             failing = False
         except (KafkaError, OSError, BadSetting) as failed:
             if not failing:
-                log.warning("lag is not known, asking again: %r", failed)
+                log.warning("lag is not known, asking again: %s", told(failed))
             failing = True
         await asyncio.sleep(every_s)
 

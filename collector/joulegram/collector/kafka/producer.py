@@ -18,6 +18,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLarg
 from joulegram.collector.kafka import counters
 from joulegram.collector.kafka.client import connection
 from joulegram.collector.kafka.config import RECORD_MOST_BYTES, KafkaConfig
+from joulegram.collector.kafka.reasons import told
 from joulegram.collector.kafka.topics import check_topics
 from joulegram.collector.stages import Busy
 
@@ -70,6 +71,7 @@ class Producer:
         self._waits_since_s: float | None = None  # the oldest of them; other threads read it
         self._heard_s = time.monotonic()  # when the brokers last answered
         self._closed = False
+        self._why = ""  # the last attempt to connect failed
         counters.BUFFER_LIMIT.set(config.buffer_max_bytes)
         counters.CONNECTED.set(0)
 
@@ -93,7 +95,7 @@ class Producer:
         From any thread.
         """
         if self._client is None:
-            return "the brokers do not answer"
+            return f"the brokers do not answer{self._why and ': '}{self._why}"
         since_s, now_s = self._waits_since_s, time.monotonic()
         waits_s = 0.0 if since_s is None else now_s - since_s
         silent_s = now_s - self._heard_s
@@ -201,13 +203,15 @@ class Producer:
         while True:
             try:
                 self._client = await asyncio.to_thread(self._made)
+                self._why = ""
                 counters.CONNECTED.set(1)
                 self.heard()
                 self._connecting = None
                 return
             except Exception as failed:
+                self._why = told(failed)
                 if attempt in (0, len(RETRY_S)) or attempt % 60 == 0:
-                    log.warning("no Kafka yet, trying again: %s: %s", type(failed).__name__, failed)
+                    log.warning("no Kafka yet, trying again: %s", self._why)
             await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
             attempt += 1
 

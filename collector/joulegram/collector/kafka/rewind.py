@@ -18,6 +18,7 @@ from kafka.structs import OffsetAndMetadata
 from joulegram.collector.errors import BadSetting, CollectorError
 from joulegram.collector.kafka.client import connection
 from joulegram.collector.kafka.config import KafkaConfig
+from joulegram.collector.kafka.reasons import told
 from joulegram.collector.web.questions import BadTime, parse_time
 
 HELP = "has writers read the topic again from a time on, after the ledger was restored"
@@ -59,7 +60,7 @@ def run(kafka: KafkaConfig, options: Options) -> int:
         records = rewind(kafka, round(since.timestamp() * 1000))
     except (KafkaError, OSError) as failed:
         raise NotRewound(
-            f"Kafka at {', '.join(kafka.brokers)} did not do it: {type(failed).__name__}: {failed}"
+            f"Kafka at {', '.join(kafka.brokers)} did not do it: {told(failed)}"
         ) from failed
     sys.stdout.write(
         f"{records} records since {since:%Y-%m-%dT%H:%M:%SZ} are read again by the writers of "
