@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +18,23 @@ from joulegram.v1.telemetry_pb2 import Ack
 REPORT = "/joulegram.v1.TelemetryService/Report"
 
 
-def started(folder: Path, *flags: str) -> tuple[subprocess.Popen[str], str]:
-    """A `joulegram collector` in `folder`, and HOST:PORT for agents."""
+def started(folder: Path, *flags: str) -> tuple[subprocess.Popen[bytes], str]:
+    """A `joulegram collector` in `folder`, where its log is, and HOST:PORT for agents."""
     argv = [sys.executable, "-m", "joulegram.cli.main", "collector", *flags, "--neso-url", ""]
     argv += ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-    program = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=folder)
-    assert program.stderr is not None
-    said = ""
-    for said in program.stderr:
-        if "agents on " in said:
-            break
-    _pass_on(program.stderr)
-    return program, said.split("agents on ")[1].split(",")[0]
-
-
-def _pass_on(lines: Iterable[str]) -> None:
-    """Pass on what a program says, so that its pipe never fills."""
-
-    def pump() -> None:
-        for line in lines:
-            sys.stderr.write(line)
-
-    threading.Thread(target=pump, daemon=True).start()
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".log", delete=False) as said:
+        program = subprocess.Popen(argv, stderr=said, cwd=folder)
+    log = Path(said.name)
+    try:
+        while (listening := re.search(r"agents on ([^,]+),", log.read_text())) is None:
+            if program.poll() is not None:
+                raise RuntimeError(f"no collector: {log.read_text()}")
+            time.sleep(0.05)
+    except BaseException:
+        program.kill()
+        program.wait()
+        raise
+    return program, listening[1]
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from bench._sending import started
 from joulegram.v1.telemetry_pb2 import Ack, Device, Frame, Rows, Workload
 
 WINDOW_S = 10
+AT_REST_S = 3.0  # after its start a collector has 20 MB to come, without any agent
 SPREAD_S = 2.0  # after the window's end
 ROWS = 8
 PROCESSES = 4
@@ -93,6 +94,7 @@ def measure(streams: int, minutes: float) -> dict[str, Any]:
         with collector:
             clients: list[subprocess.Popen[str]] = []
             try:
+                time.sleep(AT_REST_S)
                 rss_before = _rss_bytes(collector.pid)
                 measured_s = everybody_is_there_s(streams)
                 end_s = measured_s + minutes * 60
@@ -134,7 +136,7 @@ def everybody_is_there_s(streams: int) -> int:
     return (int(begin_s) // WINDOW_S + 3) * WINDOW_S
 
 
-def _stop(collector: subprocess.Popen[str]) -> float:
+def _stop(collector: subprocess.Popen[bytes]) -> float:
     """End it; how long that took, s. After two minutes it is killed."""
     begun_s = time.monotonic()
     collector.terminate()

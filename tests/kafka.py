@@ -110,9 +110,15 @@ class Broker:
             from kafka.errors import KafkaError
 
             try:
-                KafkaAdminClient(bootstrap_servers=self.address, bootstrap_timeout_ms=2_000).close()
+                admin = KafkaAdminClient(bootstrap_servers=self.address, bootstrap_timeout_ms=2_000)
             except KafkaError:
                 return False
+            try:
+                admin.list_group_offsets(["nobody"])  # it keeps groups only some time later
+            except KafkaError:
+                return False
+            finally:
+                admin.close()
             return True
 
         wait_until(ready, "the Kafka broker", timeout_s)

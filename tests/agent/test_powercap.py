@@ -65,7 +65,14 @@ def test_a_second_psys_counts_the_same_platform_again(tmp_path):
     assert [z.device for z in RaplZone.find(tmp_path)] == ["cpu0", "platform", "cpu1"]
 
 
-@pytest.mark.parametrize("content", ["", "12", "-5\n", "12\n34\n", "twelve\n"])
+def test_control_types_that_lead_to_one_another_end(tmp_path):
+    zone(tmp_path, "intel-rapl:0", "package-0")
+    for control in ("intel-rapl", "intel-rapl-mmio"):
+        (tmp_path / "class/powercap" / control).symlink_to(".")
+    assert [z.device for z in RaplZone.find(tmp_path)] == ["cpu0"]
+
+
+@pytest.mark.parametrize("content", ["", "12", "-5\n", "12\n34\n", "twelve\n", "1" * 5000 + "\n"])
 def test_a_torn_or_foolish_value_is_no_value(tmp_path, content):
     zone(tmp_path, "intel-rapl:0", "package-0", energy=content)
     with pytest.raises(SensorFailed, match="energy_uj"):

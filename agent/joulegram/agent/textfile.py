@@ -13,7 +13,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+WILD = frozenset("*?[")
 CONTROL = re.compile("[\x00-\x1f\x7f]")
+DIGITS_MAX = 20  # of 64 bits
 ATTEMPTS = 5
 PAUSE_S = 0.0005
 PIECE_BYTES = 16384  # all of most files in one call
@@ -65,7 +67,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
     """Paths below a folder, sorted; none where it may not be entered: there Path.glob raises."""
     above = pattern.rpartition("/")[0]
     # Most folders are not there, and a glob that finds nothing costs ten times this.
-    if "*" not in above and not os.path.isdir(f"{folder}/{above}"):  # noqa: PTH112
+    if not WILD.intersection(above) and not os.path.isdir(f"{folder}/{above}"):  # noqa: PTH112
         return []
     try:
         return sorted(folder.glob(pattern))
@@ -80,7 +82,7 @@ def is_there(path: Path) -> bool:
 
 def as_count(raw: bytes) -> int | None:
     """The non-negative integer of a one-line file, or None when the line is torn."""
-    if raw.endswith(b"\n") and (digits := raw[:-1]).isdigit():
+    if raw.endswith(b"\n") and (digits := raw[:-1]).isdigit() and len(digits) <= DIGITS_MAX:
         return int(digits)
     return None
 

@@ -87,7 +87,7 @@ def _folders(sysfs: Path) -> dict[str, str]:
     """Zone name -> folder. Zones appear flat in class/powercap and nested in one another."""
     # As text: looked at every few seconds, and a Path costs as much as the file in it.
     folders: dict[str, str] = {}
-    waiting = [f"{sysfs}/class/powercap"]
+    waiting = [top := f"{sysfs}/class/powercap"]
     while waiting:
         above = waiting.pop()
         try:
@@ -95,7 +95,7 @@ def _folders(sysfs: Path) -> dict[str, str]:
         except OSError:
             continue
         for name in names:
-            if name in ("intel-rapl", "intel-rapl-mmio"):  # the control types
+            if above == top and name in ("intel-rapl", "intel-rapl-mmio"):  # the control types
                 waiting.append(f"{above}/{name}")
             elif ZONE.fullmatch(name) and name not in folders:
                 folders[name] = f"{above}/{name}"
