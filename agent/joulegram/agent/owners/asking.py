@@ -46,12 +46,12 @@ class Asking:
         with self._changed:
             if self._closed:
                 return
+            self._woken = True  # before the thread that forgets it: else it would ask twice
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name=f"ask-{self._name}", daemon=True
                 )
                 self._thread.start()
-            self._woken = True
             self._changed.notify()
 
     def close(self) -> None:
