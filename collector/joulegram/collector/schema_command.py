@@ -42,9 +42,10 @@ def run(word: str, collector: CollectorConfig, clickhouse: ClickhouseConfig) -> 
     except LedgerFailed as failed:
         if word != "apply":
             raise
+        itself = ", see that each finds itself in `system.clusters` (docs/operations.md)"
         raise LedgerFailed(
-            f"{failed}. What is done stays done: start every server, then run `joulegram schema "
-            "apply` again."
+            f"{failed}. What is done stays done: start every server"
+            f"{clickhouse.cluster and itself}, then run `joulegram schema apply` again."
         ) from failed
     return 0
 
