@@ -110,18 +110,26 @@ class Broker:
             from kafka.errors import KafkaError
 
             try:
-                admin = KafkaAdminClient(bootstrap_servers=self.address, bootstrap_timeout_ms=2_000)
+                KafkaAdminClient(bootstrap_servers=self.address, bootstrap_timeout_ms=2_000).close()
             except KafkaError:
                 return False
-            try:
-                admin.list_group_offsets(["nobody"])  # it keeps groups only some time later
-            except KafkaError:
-                return False
-            finally:
-                admin.close()
             return True
 
         wait_until(ready, "the Kafka broker", timeout_s)
+
+    def keeps_groups(self) -> bool:
+        """Whether it knows of consumer groups: some time after its first start."""
+        from kafka import KafkaAdminClient
+        from kafka.errors import KafkaError
+
+        admin = KafkaAdminClient(bootstrap_servers=self.address)
+        try:
+            admin.list_group_offsets(["nobody"])
+        except KafkaError:
+            return False
+        finally:
+            admin.close()
+        return True
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End it by its pid; SIGKILL gives it no time to say goodbye."""
@@ -226,6 +234,7 @@ def kafka_brokers(folder: Path, count: int) -> Iterator[list[Broker]]:
             broker.launch()
         for broker in brokers:
             broker.answers()
+        wait_until(brokers[0].keeps_groups, "the brokers' groups", 60.0)
         yield brokers
     finally:
         for broker in brokers:
