@@ -139,9 +139,12 @@ class NvidiaGpus:
     def find(self) -> list[NvidiaGpu]:
         """All that were ever seen; the same objects again. None is an answer.
 
-        Ask again now and then: a GPU that is added, or was lost at the start, is found later.
+        Ask again now and then: a GPU that is added, or was lost at the start, is found later,
+        a driver that is installed within ABSENT_FOR_S.
         Only the first call waits for a driver that wakes up.
         """
+        if self._nvml.absent:
+            return []
         patience_s, self._asked = (PATIENCE_S if self._asked else FIRST_PATIENCE_S), True
         try:
             self._aside.ask(self._find, patience_s)

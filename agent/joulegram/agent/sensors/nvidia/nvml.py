@@ -38,6 +38,8 @@ GONE = SESSION | {GPU_IS_LOST, RESET_REQUIRED}
 
 # A session is begun anew so often at most: it takes up to a second per GPU.
 RESTART_EVERY_S = 5.0
+# Most machines have no such library, and looking through the system's folders is not for nothing.
+ABSENT_FOR_S = 60.0
 # A GPU that stays lost for so long may be one that only a new session sees again. That costs the
 # other GPUs a tick, whose energy the next one bridges: twice as long before each further try.
 LOST_S, LOST_MAX_S = 30.0, 3600.0
@@ -87,6 +89,11 @@ class Nvml:
         """Begin the session, or begin it anew when it broke. False: none, and `why_none`."""
         with self._lock:
             return (self.generation > 0 and not self._broken) or self._begin()
+
+    @property
+    def absent(self) -> bool:
+        """Whether the library was looked for a moment ago, and is not there."""
+        return self._binding is None and self.mono_s() - self._tried_s < ABSENT_FOR_S
 
     def suspect(self) -> None:
         """Begin the session anew when it is next needed."""
