@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from kafka.errors import KafkaError
 
+from joulegram.collector.errors import BadSetting
 from joulegram.collector.kafka import reasons, topics
 from joulegram.collector.kafka.client import connection
 from joulegram.collector.kafka.config import KafkaConfig
@@ -156,3 +157,14 @@ def test_tls_where_there_is_none(guarded: Guarded) -> None:
 
 def test_nobody_there() -> None:
     assert "kafka.brokers" in why(KafkaConfig(brokers=(f"127.0.0.1:{lasting_port()}",)))
+
+
+def test_a_password_that_is_no_text_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_bytes(b"caf\xe9-secret")
+    settings = KafkaConfig(
+        brokers=("localhost:1",), sasl="PLAIN", username=USER, password_file=path
+    )
+    with pytest.raises(BadSetting, match="not UTF-8") as failed:
+        connection(settings)
+    assert "secret" not in repr(failed.value) + reasons.told(failed.value)

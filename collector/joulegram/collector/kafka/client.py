@@ -37,6 +37,10 @@ def connection(config: KafkaConfig, *, bootstrap_s: float = 10.0) -> dict[str, A
         assert config.password_file is not None
         try:
             password = config.password_file.read_text().strip()
+        except UnicodeDecodeError:
+            raise BadSetting(
+                f"kafka.password_file {config.password_file} is not UTF-8 text."
+            ) from None  # it would show the password
         except OSError as denied:
             raise BadSetting(
                 f"kafka.password_file {config.password_file}: {denied.strerror}. Write the "

@@ -8,13 +8,22 @@ import logging
 import re
 import time
 
-from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
+from kafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailedError,
+)
+
+from joulegram.collector.errors import BadSetting
 
 LOGGER = logging.getLogger("kafka.net.manager")
 FRESH_S = 30.0
+HELD_S = 5.0  # what tells more, against what follows it in the same attempt
 SAID = re.compile(
     r"(?:Connection|Bootstrap (?:connection|attempt) to \S+) failed: "
-    r"(?:\[Error \d+\] )?(?:\w+Error: )*(.+?)(?: \(backoff [\d.]+ secs\))?$"
+    r"(?:\[Error \d+\] )?(?:\w+Error: )*(.+?)(?: \(backoff [\d.]+ secs\))?$",
+    re.DOTALL,
 )
 # What it says, and what to check then; what tells most comes first, for the others follow it.
 CHECK = (
@@ -39,8 +48,11 @@ class Heard(logging.Handler):
         if (said := SAID.match(record.getMessage())) is None:
             return
         rank = next((n for n, (word, _) in enumerate(CHECK) if word in said[0]), len(CHECK))
-        if rank <= self._rank or not self.reason():
-            self._said, self._rank, self._at_s = said[1], rank, time.monotonic()
+        now_s = time.monotonic()
+        if rank <= self._rank or now_s - self._at_s > HELD_S:
+            # It comes from outside, and goes into one line.
+            words = "".join(c if c.isprintable() else " " for c in said[1]).split()
+            self._said, self._rank, self._at_s = " ".join(words), rank, now_s
 
     def reason(self) -> str:
         """It, and what to check; "" when it is no news."""
@@ -63,7 +75,9 @@ def listen() -> None:
 
 def told(failed: BaseException) -> str:
     """What failed, for a person."""
-    if isinstance(failed, KafkaTimeoutError | KafkaConnectionError) and (why := heard.reason()):
+    unsaid = KafkaTimeoutError | KafkaConnectionError | SaslAuthenticationFailedError
+    if isinstance(failed, unsaid) and (why := heard.reason()):
         return why
-    # The library's own begin with their names.
-    return str(failed) if isinstance(failed, KafkaError) else repr(failed)
+    # The library's own begin with their names. Never repr: it may hold what a file does.
+    own = isinstance(failed, KafkaError | BadSetting)
+    return str(failed) if own else f"{type(failed).__name__}: {failed}"
