@@ -1,5 +1,6 @@
 """NVIDIA GPUs through NVIDIA's own binding, on a played library (tests/agent/nvml)."""
 
+import ctypes
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 
 from joulegram.agent.errors import AgentError
 from joulegram.agent.sensors.gpu import NO_PID, GpuLook
+from joulegram.agent.sensors.nvidia.gpus import NvidiaGpus
 from joulegram.agent.sensors.nvidia.sm_use import LOOK_MAX_US, SmSample, SmUse
 from tests.agent.nvml.asked import START_US, Asked, asking
 from tests.agent.nvml.library import build
+from tests.agent.played import Clock
 from tests.servers import wait_until
 
 MS_NS = 1_000_000
@@ -624,3 +627,20 @@ def test_nobody_is_busier_than_time_allows(looks):
             total_ns[pid] = total_ns.get(pid, 0) + ns
         assert use.take(samples, now_us, 0) == {}, "counted twice"
     assert all(ns <= (LOOK_MAX_US + 31_000_000) * 1000 for ns in total_ns.values())
+
+
+def test_an_absent_library_is_looked_for_once_a_minute(monkeypatch):
+    looked = []
+
+    def nowhere(name):
+        looked.append(name)
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", nowhere)
+    clock = Clock()
+    gpus = NvidiaGpus(clock)
+    for second in range(0, 130, 5):
+        clock.mono = second * 1_000_000_000
+        assert gpus.find() == []
+        assert "no NVIDIA driver is installed" in gpus.why_none()
+    assert len(looked) == 3

@@ -27,12 +27,11 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 @pytest.fixture
 def site(tmp_path: Path, broker: Broker, clickhouse: ClickhouseServer) -> Iterator[Site]:
-    with clickhouse.database() as name:
-        made = Site(tmp_path, [broker], clickhouse, name)
-        try:
-            yield made
-        finally:
-            made.close()
+    with (
+        clickhouse.database() as name,
+        contextlib.closing(Site(tmp_path, [broker], clickhouse, name)) as made,
+    ):
+        yield made
 
 
 def health(program: Program) -> tuple[int, str, list[str]]:
