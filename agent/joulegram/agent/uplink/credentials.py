@@ -48,13 +48,13 @@ class Credentials:
         self._channel_credentials()
         self.metadata()
 
-    def channel(self, target: str, options: Sequence[tuple[str, int]]) -> grpc.Channel:
-        """A channel with what the files hold now. Raises: BadSetting as `check` does."""
+    def channel(self, target: str, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel:
+        """A channel with what the files hold now, for the event loop that runs. Raises: BadSetting as `check` does."""
         self._seen = self._signature()
         credentials = self._channel_credentials()
         if credentials is None:
-            return grpc.insecure_channel(target, options)
-        return grpc.secure_channel(target, credentials, options)
+            return grpc.aio.insecure_channel(target, options)
+        return grpc.aio.secure_channel(target, credentials, options)
 
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """What a stream says first. Raises: BadSetting when the token cannot be read."""

@@ -1,0 +1,100 @@
+"""Which frames may leave on one stream now: those in flight, those due, those that wait. Pure."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from joulegram.agent.spool.spool import Spool, Spooled
+from joulegram.agent.uplink.patience import Patience
+
+IN_FLIGHT = 8  # frames sent and not acknowledged
+BACKLOG = IN_FLIGHT // 2
+
+
+@dataclass(slots=True)
+class _Sent:
+    frame: Spooled
+    backlog: bool
+    at_s: float  # monotonic
+
+
+class Window:
+    """The frames of one stream. Of one thread."""
+
+    def __init__(self, spool: Spool, patience: Patience, *, probe_recent: bool) -> None:
+        """Args:
+        probe_recent: whether the stream's first frame is of the newest, or of those before.
+        """
+        self._spool = spool
+        self._patience = patience
+        self._probe_recent = probe_recent
+        self._in_flight: dict[int, _Sent] = {}  # by position in the spool
+        self._exhausted = False  # the spool offered all it has, but for the newest frame
+        self.answered = False
+
+    def __len__(self) -> int:
+        return len(self._in_flight)
+
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest of those in flight was sent, monotonic; None where none is."""
+        return min((one.at_s for one in self._in_flight.values()), default=None)
+
+    def exhausted(self, news: bool) -> bool:
+        """Whether to ask the spool is in vain. Args: news: it may hold a new frame."""
+        self._exhausted &= not news
+        return self._exhausted
+
+    def take(self, *, hold_newest: bool) -> list[Spooled]:
+        """The frames to send now; from here on they are in flight.
+
+        A single frame before the first answer, and not always the same: one that kills the stream
+        must not hold up all others, nor may failed streams touch the whole spool.
+        """
+        if self._patience.full:
+            return []
+        held = self._patience.held()
+        leave = [*self._in_flight, *held]
+        offer = self._spool.offer
+        if not self.answered:
+            if self._in_flight:
+                return []
+            for recent in (self._probe_recent, not self._probe_recent):
+                fresh = offer(1, recent=recent, in_flight=leave, without_newest=hold_newest)
+                if fresh:
+                    break
+            self._add(fresh, backlog=False)
+            return fresh
+        room = IN_FLIGHT - len(self._in_flight)
+        fresh = offer(room, recent=True, in_flight=leave, without_newest=hold_newest)
+        backlog = sum(one.backlog for one in self._in_flight.values())
+        room_for_older = min(BACKLOG - backlog, room - len(fresh))
+        older = offer(room_for_older, recent=False, in_flight=leave)
+        self._exhausted = len(fresh) < room and len(older) < room_for_older and not held
+        self._add(fresh, backlog=False)
+        self._add(older, backlog=True)
+        return fresh + older
+
+    def positions(self, ranges: Iterable[tuple[int, int, int]]) -> list[int]:
+        """Positions of those in flight among these (epoch, first seq, last seq)."""
+        return [
+            position
+            for epoch, first, last in ranges
+            for position, sent in self._in_flight.items()
+            if sent.frame.epoch == epoch and first <= sent.frame.seq <= last
+        ]
+
+    def settle(self, positions: Iterable[int]) -> None:
+        """An answer came: these are in flight no more."""
+        for position in positions:
+            self._in_flight.pop(position, None)
+        self.answered = True
+
+    def again(self) -> None:
+        """A frame that was in flight is to be offered once more."""
+        self._exhausted = False
+
+    def _add(self, frames: list[Spooled], backlog: bool) -> None:
+        now_s = time.monotonic()
+        for frame in frames:
+            self._in_flight[frame.position] = _Sent(frame, backlog, now_s)
