@@ -15,8 +15,8 @@ from joulegram.agent.floors import Floors
 from joulegram.agent.metrics import AgentMetrics
 from joulegram.agent.rarely import Rarely
 from joulegram.agent.spool.spool import HOUR_MS, Spool
-from joulegram.agent.uplink.credentials import Credentials
 from joulegram.agent.uplink.address import address
+from joulegram.agent.uplink.credentials import Credentials
 from joulegram.agent.uplink.uplink import Uplink, spread_s
 from joulegram.v1.telemetry_pb2 import Frame
 

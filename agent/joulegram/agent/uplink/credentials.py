@@ -49,7 +49,10 @@ class Credentials:
         self.metadata()
 
     def channel(self, target: str, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel:
-        """A channel with what the files hold now, for the event loop that runs. Raises: BadSetting as `check` does."""
+        """A channel of the running event loop with what the files hold now.
+
+        Raises: BadSetting as `check` does.
+        """
         self._seen = self._signature()
         credentials = self._channel_credentials()
         if credentials is None:

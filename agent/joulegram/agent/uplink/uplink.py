@@ -16,8 +16,9 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -29,12 +30,12 @@ from joulegram.agent.spool.spool import Spool, Spooled
 from joulegram.agent.uplink.address import address
 from joulegram.agent.uplink.comeback import Comeback, after_close, after_error
 from joulegram.agent.uplink.credentials import Credentials
+from joulegram.agent.uplink.ending import Call, Ending, Status
 from joulegram.agent.uplink.patience import Patience
 from joulegram.agent.uplink.window import Window
 from joulegram.v1.telemetry_pb2 import Ack, Frame
 
 log = logging.getLogger(__name__)
-Call = grpc.aio.StreamStreamCall
 
 METHOD = "/joulegram.v1.TelemetryService/Report"
 CONNECT_TIMEOUT_S = 5.0
@@ -219,24 +220,26 @@ class Uplink:
         async with open_channel as channel:
             self._streams += 1
             self._state = "connected"
-            call: Call = channel.stream_stream(METHOD)(metadata=metadata)
+            call = cast(Call, channel.stream_stream(METHOD)(metadata=metadata))
+            ending = Ending(call)
             self._cancel = call.cancel
             sending = asyncio.create_task(self._send(window, call))
             try:
-                while (answer := await call.read()) is not grpc.aio.EOF:
+                while isinstance(answer := await call.read(), bytes):
                     self._settle(window, Ack.FromString(answer))
-                finished = sending.done() and sending.result()
             except DecodeError:
-                code, details = grpc.StatusCode.INTERNAL, "its answer is no acknowledgement"
-                return self._ended(code, details, (), backoff_s)
+                senseless = Status(grpc.StatusCode.INTERNAL, "its answer is no acknowledgement")
+                return self._ended(senseless, backoff_s)
             except (grpc.aio.AioRpcError, asyncio.CancelledError):
-                code, details = await call.code(), await call.details()
-                return self._ended(code, details, await call.trailing_metadata(), backoff_s)
+                pass  # `ending` knows more
+            else:
+                if sending.done() and sending.result():
+                    return Comeback("closed", 0.0, backoff_s)
             finally:
                 sending.cancel()
                 call.cancel()
                 await asyncio.wait((sending,))
-        return Comeback("closed", 0.0, backoff_s) if finished else after_close(self._drain_s)
+            return self._ended(await ending.status(), backoff_s)
 
     def _reached(self) -> str | None:
         """Why nobody can be reached there, None where somebody listens. Waits: there is no stream.
@@ -295,16 +298,12 @@ class Uplink:
                 )
         self._changed.set()
 
-    def _ended(
-        self,
-        code: grpc.StatusCode,
-        details: str | None,
-        trailing: Iterable[tuple[str, str | bytes]] | None,
-        backoff_s: float,
-    ) -> Comeback:
-        """When to come back after a stream that ended with a status; says what is wrong."""
-        details = details or ""
-        comeback = after_error(code, details, trailing or (), backoff_s, self._drain_s)
+    def _ended(self, status: Status, backoff_s: float) -> Comeback:
+        """When to come back after a stream that the collector ended; says what is wrong."""
+        code, details = status.code, status.details
+        if code is grpc.StatusCode.OK:
+            return after_close(self._drain_s)
+        comeback = after_error(code, details, status.trailing, backoff_s, self._drain_s)
         stopped = self._stopping.is_set() and code is grpc.StatusCode.CANCELLED
         if not (comeback.normal or stopped):
             if code is grpc.StatusCode.UNAVAILABLE and not self._stopping.is_set():
@@ -320,7 +319,7 @@ class Uplink:
         return comeback
 
     async def _send(self, window: Window, call: Call) -> bool:
-        """Send frames as the window allows. Returns whether we ended the stream, not the collector."""
+        """Send frames as the window allows. Returns whether it is we who ended the stream."""
         try:
             while True:
                 self._changed.clear()
