@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import os
 import signal
 import sys
 import threading
@@ -29,6 +30,8 @@ def run(agent: AgentConfig, options: AgentOptions) -> int:
     if options.print:
         with contextlib.closing(Meter(agent, floors=floors)) as meter:
             return print_frames(meter, options.frames, stop)
+    # A collector that stops is no line of gRPC's own in our log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # gRPC and SQLite: not needed for printing.
     from joulegram.agent.metrics import AgentMetrics
     from joulegram.agent.run import serve
