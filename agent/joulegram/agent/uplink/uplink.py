@@ -272,7 +272,7 @@ class Uplink:
             positions = window.positions([(one.epoch, one.seq, one.seq)])
             window.settle(positions)
             if one.reason == "clock" and any(map(self._patience.refused, positions)):
-                window.again()
+                window.offer_again()
                 self._restamped += 1
                 self._rarely.warn(
                     "clock",
@@ -346,11 +346,10 @@ class Uplink:
 
     def _take(self, window: Window) -> list[Spooled]:
         hold = self._hold_s() > 0
-        if window.exhausted(news=not hold and self._newest_at_s is not None):
-            return []
-        if not hold:
+        news = not hold and self._newest_at_s is not None
+        if news:
             self._newest_at_s = None
-        return window.take(hold_newest=hold)
+        return window.take(news=news, hold_newest=hold)
 
     def _hold_s(self) -> float:
         """How long the newest frame shall still wait, s; one that stops sends at once."""

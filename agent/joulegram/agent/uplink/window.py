@@ -22,14 +22,12 @@ class Window:
     """The frames of one stream. Of one thread."""
 
     def __init__(self, spool: Spool, patience: Patience, *, probe_recent: bool) -> None:
-        """Args:
-        probe_recent: whether the stream's first frame is of the newest, or of those before.
-        """
+        """`probe_recent`: the stream's first frame is of the newest; else of those before them."""
         self._spool = spool
         self._patience = patience
         self._probe_recent = probe_recent
         self._in_flight: dict[int, _Sent] = {}  # by position in the spool
-        self._exhausted = False  # the spool offered all it has, but for the newest frame
+        self._exhausted = False  # the spool gave all it had, the newest frame perhaps not
         self.answered = False
 
     def __len__(self) -> int:
@@ -40,18 +38,19 @@ class Window:
         """When the oldest of those in flight was sent, monotonic; None where none is."""
         return min((one.at_s for one in self._in_flight.values()), default=None)
 
-    def exhausted(self, news: bool) -> bool:
-        """Whether to ask the spool is in vain. Args: news: it may hold a new frame."""
-        self._exhausted &= not news
-        return self._exhausted
-
-    def take(self, *, hold_newest: bool) -> list[Spooled]:
+    def take(self, *, news: bool, hold_newest: bool) -> list[Spooled]:
         """The frames to send now; from here on they are in flight.
 
         A single frame before the first answer, and not always the same: one that kills the stream
         must not hold up all others, nor may failed streams touch the whole spool.
+
+        Args:
+            news: the spool may hold more than when it was asked last; else it is asked again only
+                where it was not asked for all it had.
+            hold_newest: the newest frame's time has not come.
         """
-        if self._patience.full:
+        self._exhausted &= not news
+        if self._exhausted or self._patience.full:
             return []
         held = self._patience.held()
         leave = [*self._in_flight, *held]
@@ -90,8 +89,8 @@ class Window:
             self._in_flight.pop(position, None)
         self.answered = True
 
-    def again(self) -> None:
-        """A frame that was in flight is to be offered once more."""
+    def offer_again(self) -> None:
+        """A frame that was answered is to be sent once more."""
         self._exhausted = False
 
     def _add(self, frames: list[Spooled], backlog: bool) -> None:
