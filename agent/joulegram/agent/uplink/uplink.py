@@ -319,7 +319,23 @@ class Uplink:
         return comeback
 
     async def _send(self, window: Window, call: Call) -> bool:
-        """Send frames as the window allows. Returns whether it is we who ended the stream."""
+        """Send until there is an end. Returns whether it is we who ended the stream."""
+        try:
+            await self._send_frames(window, call)
+            await call.done_writing()
+        except TimeoutError:
+            self._give_up()
+        except (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            pass  # it is over: whoever reads hears why
+        except Exception:
+            log.exception("the uplink stumbled; it tries again")
+            call.cancel()
+        else:
+            return True
+        return False
+
+    async def _send_frames(self, window: Window, call: Call) -> None:
+        """Send frames as the window allows, until nothing is left to send on this stream."""
         try:
             while True:
                 self._changed.clear()
@@ -329,20 +345,9 @@ class Uplink:
                     async with asyncio.timeout(self._ack_timeout_s):
                         await call.write(stamped(frame.body, time.time_ns() // 1_000_000))
                 if not batch and not await self._wait(window):
-                    break
+                    return
         except SpoolFailed as exc:
             self._rarely.warn("spool", "%s", exc)
-        except TimeoutError:
-            self._give_up()
-            return False
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return False  # it is over: whoever reads hears why
-        except Exception:
-            log.exception("the uplink stumbled; it tries again")
-            call.cancel()
-            return False
-        await call.done_writing()
-        return True
 
     def _take(self, window: Window) -> list[Spooled]:
         hold = self._hold_s() > 0
