@@ -141,7 +141,7 @@ def test_acknowledged_frames_stay_a_day(tmp_path: Path) -> None:
 def test_a_frame_that_waited_too_long_is_dropped_and_counted(tmp_path: Path) -> None:
     """Not its window's age: a clock that was a year behind metered real joules."""
     now = [1_000_000]
-    spool = Spool.open(tmp_path, "n1", now_ms=lambda: now[0], max_age_ms=1000)
+    spool = Spool.open(tmp_path, "n1", now_ms=lambda: now[0], up_ms=lambda: now[0], max_age_ms=1000)
     for seq in range(1, 5):
         spool.append(made_frame(seq))
     spool.offer(1, recent=False)
@@ -158,21 +158,40 @@ def test_a_frame_that_waited_too_long_is_dropped_and_counted(tmp_path: Path) -> 
     spool.close()
 
 
-def test_a_clock_that_leaps_for_a_moment_costs_a_few_frames_at_most(tmp_path: Path) -> None:
-    now = [1_000_000]
-    spool = Spool.open(tmp_path, "n1", now_ms=lambda: now[0])
-    for seq in range(1, 101):
+YEAR_MS = 366 * 24 * 3600 * 1000
+
+
+@pytest.mark.parametrize("leap_ms", [YEAR_MS, -YEAR_MS])
+def test_a_clock_that_leaps_costs_no_frame_of_this_process(tmp_path: Path, leap_ms: int) -> None:
+    """It waited no longer than the process runs; and dropped while in flight, it counts twice."""
+    now = [2 * YEAR_MS]
+    spool = Spool.open(tmp_path, "n1", now_ms=lambda: now[0], up_ms=lambda: 0)
+    for seq in range(1, 31):
+        now[0] += leap_ms if seq == 11 else -leap_ms if seq == 21 else 0
         spool.append(made_frame(seq))
-    bodies = [serialised(made_frame(seq)) for seq in range(1, 101)]
-    now[0] += 366 * 24 * 3600 * 1000
-    for seq in range(101, 104):
-        spool.append(made_frame(seq))
-    now[0] -= 366 * 24 * 3600 * 1000
-    spool.append(made_frame(104))
     left = give_all(spool)
-    assert [one.seq for one in left] == list(range(7, 105))
-    assert [one.body for one in left][:94] == bodies[6:]  # windows as they were
+    assert [one.body for one in left] == [serialised(made_frame(seq)) for seq in range(1, 31)]
+    assert spool.stats().dropped_uj == {}
     spool.close()
+
+
+def test_a_clock_that_leaps_for_a_moment_costs_few_frames_of_an_earlier_process(
+    tmp_path: Path,
+) -> None:
+    now = [1_000_000]
+    with contextlib.closing(Spool.open(tmp_path, "n1", now_ms=lambda: now[0])) as spool:
+        for seq in range(1, 101):
+            spool.append(made_frame(seq))
+    bodies = [serialised(made_frame(seq)) for seq in range(1, 101)]
+    with contextlib.closing(Spool.open(tmp_path, "n1", now_ms=lambda: now[0])) as spool:
+        now[0] += YEAR_MS
+        for seq in range(101, 104):
+            spool.append(made_frame(seq))
+        now[0] -= YEAR_MS
+        spool.append(made_frame(104))
+        left = give_all(spool)
+        assert [one.seq for one in left] == list(range(7, 105))
+        assert [one.body for one in left][:94] == bodies[6:]  # windows as they were
 
 
 # -- a disk that takes nothing ---------------------------------------------------------------------

@@ -43,6 +43,7 @@ HOUR_MS = 3_600_000
 KEEP_ACKED_MS = 24 * HOUR_MS
 MAX_AGE_MS = 30 * 24 * HOUR_MS
 # Of frames too old, so many go with each new one: a clock that leaps for a minute costs little.
+# (Nothing of frames that were made since this process began: they are no older than it is.)
 TOO_OLD_AT_ONCE = 2
 RECENT = 3  # the newest frames, which a back-fill must not hold up
 # gRPC refuses a message above 4 MiB by default, and with it the whole stream.
@@ -92,6 +93,7 @@ class Spool:
         keep_acked_ms: int,
         max_age_ms: int,
         now_ms: Callable[[], int],
+        up_ms: Callable[[], int],
     ) -> None:
         """`Spool.open` is the way to one."""
         self._make_home = home
@@ -99,6 +101,9 @@ class Spool:
         self._keep_acked_ms = keep_acked_ms
         self._max_age_ms = max_age_ms
         self._now_ms = now_ms
+        self._up_ms = up_ms
+        self._began_ms = up_ms()
+        self._before_us: int | None = None  # the last position that an earlier process gave out
         self._one_at_a_time = threading.Lock()
         self._folded = 0
         self._lost: Counter[str] = Counter()  # what the database could not be told yet
@@ -118,6 +123,7 @@ class Spool:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         keep_acked_ms: int = KEEP_ACKED_MS,
         max_age_ms: int = MAX_AGE_MS,
+        up_ms: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000,
     ) -> Self:
         """The spool of `node` in `state`; made where there is none.
 
@@ -129,6 +135,7 @@ class Spool:
             max_bytes: what the database may hold; its write-ahead log adds a few MB.
             keep_acked_ms: how long acknowledged frames stay.
             max_age_ms: a frame that waited longer for its acknowledgement is dropped.
+            up_ms: a clock that nobody sets, and that goes on during a suspend.
         Raises: SpoolInUse when another agent holds `state`; SpoolFailed when it cannot be used.
         """
         if max_bytes < MIN_BYTES:
@@ -142,6 +149,7 @@ class Spool:
             keep_acked_ms=keep_acked_ms,
             max_age_ms=max_age_ms,
             now_ms=now_ms,
+            up_ms=up_ms,
         )
         try:
             spool._reach()
@@ -318,8 +326,10 @@ class Spool:
             " ORDER BY position LIMIT ?",
             (TOO_OLD_AT_ONCE,),
         ).fetchall()
+        ours_may_be_old = self._up_ms() - self._began_ms >= self._max_age_ms
         for position, uj, since_ms in rows:
-            if since_ms < before_ms:
+            ours = self._before_us is not None and position > self._before_us
+            if since_ms < before_ms and (ours_may_be_old or not ours):
                 db.execute("DELETE FROM frames WHERE position = ?", (position,))
                 _count_dropped(db, "age", uj)
                 self._rarely.warn(
@@ -468,6 +478,10 @@ class Spool:
             self._home = self._make_home()
         if self._db is None:
             self._db = self._home.open()
+            if self._before_us is None:
+                self._before_us = _int(
+                    self._db, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
+                )
             self._shrink(self._db)
         return self._home, self._db
 
