@@ -89,6 +89,95 @@ def test_one_that_drains_is_left_alone_for_a_while(spool: Spool) -> None:
     assert spool.pending() == 0
 
 
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (Drop(OK), "drained"),
+        (Drop(GONE, "draining"), "drained"),
+        (Drop(FULL, "busy", (("retry-after-ms", "20"),)), "resource_exhausted"),
+    ],
+    ids=["closed", "drained", "busy"],
+)
+def test_an_end_that_meets_a_write_is_told_by_the_collector_and_answers_before_it_count(
+    spool: Spool, how: Drop, reason: str
+) -> None:
+    """While a back-fill goes on, frames are being written all the time."""
+    fill(spool, 200)
+    seen: dict[int, int] = {}
+
+    def five_then_gone(frame: Received) -> Ack | None:
+        seen[frame.stream] = seen.get(frame.stream, 0) + 1
+        if seen[frame.stream] > 5:
+            raise how
+        return acknowledge(frame)
+
+    with (
+        playing(PlayedCollector(five_then_gone)) as collector,
+        linked(spool, collector.address, drain_s=0.01) as uplink,
+    ):
+        wait_until(lambda: spool.pending() == 0, "all acknowledged")
+        assert set(uplink.stats().ends) == {reason}
+    assert set(collector.acked.values()) == {1}
+
+
+def test_a_collector_that_leaves_our_end_unanswered_is_left(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewed certificate ends the stream, and the collector hangs."""
+    fill(spool, 3)
+    hangs = True
+
+    def silent(frame: Received) -> Ack | None:
+        while hangs and frame.stream == 1:
+            time.sleep(0.01)
+        return acknowledge(frame)
+
+    with playing(PlayedCollector(silent)) as collector:
+        with linked(spool, collector.address, ack_timeout_s=1.0) as uplink:
+            wait_until(lambda: collector.streams == 1, "a stream")
+            monkeypatch.setattr(uplink._credentials, "_seen", [(1,)])
+            uplink.wake()
+            wait_until(lambda: spool.pending() == 0, "all acknowledged")
+            assert collector.streams == 2
+        hangs = False
+
+
+def test_an_empty_answer_is_an_answer(spool: Spool) -> None:
+    fill(spool, 20)
+
+    def hesitant(frame: Received) -> Ack | None:
+        return acknowledge(frame) if len(collector.received) > 3 else Ack()
+
+    with (
+        playing(PlayedCollector(hesitant)) as collector,
+        linked(spool, collector.address, ack_timeout_s=5.0),
+    ):
+        collector.wait_for(lambda: len(collector.received) > 5, 3.0)
+        assert collector.streams == 1
+
+
+def test_a_frame_whose_time_comes_between_two_looks_is_not_forgotten(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        playing(PlayedCollector()) as collector,
+        linked(spool, collector.address) as uplink,
+    ):
+        stale = uplink._credentials.stale
+
+        def slow() -> bool:
+            time.sleep(0.03)
+            return stale()
+
+        monkeypatch.setattr(uplink._credentials, "stale", slow)
+        for seq in range(1, 6):
+            spool.append(made_frame(seq))
+            uplink.wake(0.03)
+            time.sleep(0.02)
+            uplink._soon(uplink._changed.set)
+            collector.wait_for(lambda seq=seq: (1, seq) in collector.acked, 2.0)  # type: ignore[misc]
+
+
 def test_a_connection_that_is_old_is_replaced_without_a_word(
     spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,9 @@
 """What may leave on a stream, and how seldom the spool is asked for it."""
 
 import contextlib
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +79,20 @@ def test_a_spool_that_has_more_is_asked_after_every_answer(spool: Spool) -> None
     assert sorted(sent) == list(range(1, 31))
 
 
+def test_damaged_frames_are_not_the_end_of_a_backlog(spool: Spool, tmp_path: Path) -> None:
+    for seq in range(1, 31):
+        spool.append(made_frame(seq))
+    with contextlib.closing(sqlite3.connect(tmp_path / "spool/frames.db")) as db, db:
+        db.execute("UPDATE frames SET crc = crc + 1 WHERE seq BETWEEN 3 AND 12")
+    window = answered(spool)
+    sent = sequence(window)
+    for seq in (*range(1, 3), *range(13, 31)):
+        assert seq in sent
+        acknowledge(spool, window, seq)
+        sent += sequence(window)
+    assert spool.pending() == 0
+
+
 def test_the_newest_frame_is_held_and_hides_no_other(spool: Spool) -> None:
     for seq in range(1, RECENT + 3):
         spool.append(made_frame(seq))
@@ -96,7 +112,7 @@ def test_a_frame_that_is_to_be_sent_again_is_asked_for(spool: Spool) -> None:
         positions = window.positions([(1, 1, 1)])
         window.settle(positions)
         assert patience.refused(positions[0])
-        window.offer_again()
+        window.ask_again()
         if wait_s:
             assert sequence(window) == []
         now_s += wait_s

@@ -224,6 +224,8 @@ class Spool:
     ) -> list[Spooled]:
         """Up to `limit` frames to send now, in order; their bytes never change from here on.
 
+        Fewer are all there are.
+
         Args:
             recent: from the newest RECENT frames; else from those before them.
             in_flight: positions to leave out.
@@ -390,36 +392,39 @@ class Spool:
         in_flight: Collection[int],
         without_newest: bool,
     ) -> list[Spooled]:
-        if limit <= 0:
-            return []
-        newest = _int(db, "SELECT coalesce(max(position), 0) FROM frames")
-        if without_newest:
-            in_flight = [*in_flight, newest]
-        rows = db.execute(
-            "SELECT position, epoch, seq, crc, body, energy_uj FROM frames"  # noqa: S608
-            f" WHERE state < 3 AND position {'>' if recent else '<='} ?"
-            f" AND position NOT IN ({', '.join('?' * len(in_flight))})"
-            " ORDER BY position LIMIT ?",
-            (newest - RECENT, *in_flight, limit),
-        ).fetchall()
-        offered = []
-        for position, epoch, seq, crc, body, uj in rows:
-            if zlib.crc32(body) == crc:
+        newest = _int(db, "SELECT coalesce(max(position), 0) FROM frames") if limit > 0 else 0
+        leave = [*in_flight, newest] if without_newest else [*in_flight]
+        offered: list[Spooled] = []
+        damaged = True
+        while damaged and len(offered) < limit:  # fewer than `limit` shall mean: that is all
+            rows = db.execute(
+                "SELECT position, epoch, seq, crc, body, energy_uj FROM frames"  # noqa: S608
+                f" WHERE state < 3 AND position {'>' if recent else '<='} ?"
+                f" AND position NOT IN ({', '.join('?' * len(leave))})"
+                " ORDER BY position LIMIT ?",
+                (newest - RECENT, *leave, limit - len(offered)),
+            ).fetchall()
+            damaged = False
+            for position, epoch, seq, crc, body, uj in rows:
+                if zlib.crc32(body) == crc:
+                    db.execute(
+                        "UPDATE frames SET state = ? WHERE position = ? AND state < ?",
+                        (OFFERED, position, OFFERED),
+                    )
+                    offered.append(Spooled(position, epoch % 2**64, seq, body))
+                    leave.append(position)
+                    continue
+                damaged = True
                 db.execute(
-                    "UPDATE frames SET state = ? WHERE position = ? AND state < ?",
-                    (OFFERED, position, OFFERED),
+                    "UPDATE frames SET state = ?, reason = 'damaged', detail = ?"
+                    " WHERE position = ?",
+                    (REFUSED, "its bytes changed on disk; it was not sent", position),
                 )
-                offered.append(Spooled(position, epoch % 2**64, seq, body))
-                continue
-            db.execute(
-                "UPDATE frames SET state = ?, reason = 'damaged', detail = ? WHERE position = ?",
-                (REFUSED, "its bytes changed on disk; it was not sent", position),
-            )
-            _count_dropped(db, "damaged", uj)
-            self._rarely.warn(
-                "damaged", "frame %x/%d changed on disk and was not sent: check the disk",
-                epoch % 2**64, seq,
-            )  # fmt: skip
+                _count_dropped(db, "damaged", uj)
+                self._rarely.warn(
+                    "damaged", "frame %x/%d changed on disk and was not sent: check the disk",
+                    epoch % 2**64, seq,
+                )  # fmt: skip
         return offered
 
     def _stats(self, db: sqlite3.Connection) -> SpoolStats:

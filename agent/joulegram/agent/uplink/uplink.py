@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -28,9 +28,9 @@ from joulegram.agent.errors import BadSetting, SpoolFailed
 from joulegram.agent.rarely import Rarely
 from joulegram.agent.spool.spool import Spool, Spooled
 from joulegram.agent.uplink.address import address
+from joulegram.agent.uplink.call import Call, write
 from joulegram.agent.uplink.comeback import Comeback, after_close, after_error
 from joulegram.agent.uplink.credentials import Credentials
-from joulegram.agent.uplink.ending import Call, Ending, Status
 from joulegram.agent.uplink.patience import Patience
 from joulegram.agent.uplink.window import Window
 from joulegram.v1.telemetry_pb2 import Ack, Frame
@@ -221,25 +221,24 @@ class Uplink:
             self._streams += 1
             self._state = "connected"
             call = cast(Call, channel.stream_stream(METHOD)(metadata=metadata))
-            ending = Ending(call)
             self._cancel = call.cancel
             sending = asyncio.create_task(self._send(window, call))
             try:
-                while isinstance(answer := await call.read(), bytes):
+                async for answer in call:  # to the end: `read` forgets answers once it knows of it
                     self._settle(window, Ack.FromString(answer))
             except DecodeError:
-                senseless = Status(grpc.StatusCode.INTERNAL, "its answer is no acknowledgement")
-                return self._ended(senseless, backoff_s)
+                code, details = grpc.StatusCode.INTERNAL, "its answer is no acknowledgement"
+                return self._ended(code, details, (), backoff_s)
             except (grpc.aio.AioRpcError, asyncio.CancelledError):
-                pass  # `ending` knows more
-            else:
-                if sending.done() and sending.result():
-                    return Comeback("closed", 0.0, backoff_s)
+                code, details = await call.code(), await call.details()
+                return self._ended(code, details, await call.trailing_metadata(), backoff_s)
             finally:
                 sending.cancel()
                 call.cancel()
                 await asyncio.wait((sending,))
-            return self._ended(await ending.status(), backoff_s)
+        if window.closed:
+            return Comeback("closed", 0.0, backoff_s)
+        return after_close(self._drain_s)
 
     def _reached(self) -> str | None:
         """Why nobody can be reached there, None where somebody listens. Waits: there is no stream.
@@ -272,7 +271,7 @@ class Uplink:
             positions = window.positions([(one.epoch, one.seq, one.seq)])
             window.settle(positions)
             if one.reason == "clock" and any(map(self._patience.refused, positions)):
-                window.offer_again()
+                window.ask_again()
                 self._restamped += 1
                 self._rarely.warn(
                     "clock",
@@ -296,14 +295,19 @@ class Uplink:
                     one.reason[:100],
                     one.detail[:500],
                 )
+        window.settle(())
         self._changed.set()
 
-    def _ended(self, status: Status, backoff_s: float) -> Comeback:
-        """When to come back after a stream that the collector ended; says what is wrong."""
-        code, details = status.code, status.details
-        if code is grpc.StatusCode.OK:
-            return after_close(self._drain_s)
-        comeback = after_error(code, details, status.trailing, backoff_s, self._drain_s)
+    def _ended(
+        self,
+        code: grpc.StatusCode,
+        details: str | None,
+        trailing: Iterable[tuple[str, str | bytes]] | None,
+        backoff_s: float,
+    ) -> Comeback:
+        """When to come back after a stream that ended with a status; says what is wrong."""
+        details = details or ""
+        comeback = after_error(code, details, trailing or (), backoff_s, self._drain_s)
         stopped = self._stopping.is_set() and code is grpc.StatusCode.CANCELLED
         if not (comeback.normal or stopped):
             if code is grpc.StatusCode.UNAVAILABLE and not self._stopping.is_set():
@@ -318,11 +322,14 @@ class Uplink:
             )
         return comeback
 
-    async def _send(self, window: Window, call: Call) -> bool:
-        """Send until there is an end. Returns whether it is we who ended the stream."""
+    async def _send(self, window: Window, call: Call) -> None:
+        """Send until there is an end. It is cancelled once the collector has ended the stream."""
         try:
             await self._send_frames(window, call)
             await call.done_writing()
+            window.closed = True
+            await asyncio.sleep(self._ack_timeout_s)
+            self._give_up()
         except TimeoutError:
             self._give_up()
         except (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
@@ -330,20 +337,18 @@ class Uplink:
         except Exception:
             log.exception("the uplink stumbled; it tries again")
             call.cancel()
-        else:
-            return True
-        return False
 
     async def _send_frames(self, window: Window, call: Call) -> None:
         """Send frames as the window allows, until nothing is left to send on this stream."""
         try:
+            await call.wait_for_connection()
             while True:
                 self._changed.clear()
                 batch = self._take(window)
                 for frame in batch:
                     self._sent += 1
                     async with asyncio.timeout(self._ack_timeout_s):
-                        await call.write(stamped(frame.body, time.time_ns() // 1_000_000))
+                        await write(call, stamped(frame.body, time.time_ns() // 1_000_000))
                 if not batch and not await self._wait(window):
                     return
         except SpoolFailed as exc:
@@ -377,12 +382,13 @@ class Uplink:
         if oldest_s is not None and oldest_s + self._ack_timeout_s <= now_s:
             self._give_up()
             return False
-        waits_s = [
-            None if oldest_s is None else oldest_s + self._ack_timeout_s - now_s,
-            hold_s if (hold_s := self._hold_s()) > 0 else None,
-            self._patience.next_due_s(),
+        times_s = [
+            None if oldest_s is None else oldest_s + self._ack_timeout_s,
+            self._newest_at_s,
+            window.due_s,
         ]
-        await _heard(self._changed, min((s for s in waits_s if s is not None), default=None))
+        next_s = min((at_s for at_s in times_s if at_s is not None), default=None)
+        await _heard(self._changed, None if next_s is None else max(0.0, next_s - now_s))
         return True
 
     def _give_up(self) -> None:

@@ -27,8 +27,11 @@ class Window:
         self._patience = patience
         self._probe_recent = probe_recent
         self._in_flight: dict[int, _Sent] = {}  # by position in the spool
-        self._exhausted = False  # the spool gave all it had, the newest frame perhaps not
+        # The spool gave less than it was asked for: it had no more, but perhaps the newest frame.
+        self._exhausted = False
         self.answered = False
+        self.closed = False  # by us: nothing more is sent
+        self.due_s: float | None = None  # monotonic: when one of those that wait may leave
 
     def __len__(self) -> int:
         return len(self._in_flight)
@@ -49,7 +52,10 @@ class Window:
                 where it was not asked for all it had.
             hold_newest: the newest frame's time has not come.
         """
-        self._exhausted &= not news
+        if news:
+            self._exhausted = False
+        wait_s = self._patience.next_due_s()
+        self.due_s = None if wait_s is None else time.monotonic() + wait_s
         if self._exhausted or self._patience.full:
             return []
         held = self._patience.held()
@@ -89,7 +95,7 @@ class Window:
             self._in_flight.pop(position, None)
         self.answered = True
 
-    def offer_again(self) -> None:
+    def ask_again(self) -> None:
         """A frame that was answered is to be sent once more."""
         self._exhausted = False
 
