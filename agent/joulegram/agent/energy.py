@@ -212,7 +212,8 @@ class Devices:
         name, start_ns = device.sensor.device, interval.start_ns
         awake_uj = interval.energy_uj - interval.asleep_uj
         for window, energy_uj, inside_ns in timeline.spread(awake_uj, start_ns, interval.end_ns):
-            gathered = window.energy.setdefault(name, DeviceEnergy())
+            if (gathered := window.energy.get(name)) is None:
+                gathered = window.energy[name] = DeviceEnergy()
             gathered.energy_uj += energy_uj
             gathered.covered_ns += inside_ns
             gathered.bridged_ns += inside_ns if interval.bridged else 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from joulegram.agent.errors import SensorDenied, SensorFailed
-from joulegram.agent.textfile import Torn, as_count, as_line, read_whole
+from joulegram.agent.textfile import Torn, as_line, read_count, read_whole
 
 ZONE = re.compile(r"intel-rapl(-mmio)?:\d+(:\d+)*")
 SOUND_MAX_W = 100_000.0
@@ -22,13 +22,15 @@ PACKAGE = re.compile(r"package-(\d+)(?:-die-(\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class RaplZone:
-    """One energy counter; it grows, and starts again from 0 after `range_uj`."""
+    """One energy counter; it grows, and starts again from 0 after `range_uj`.
+
+    What it is asked once, by whoever begins to meter it, is read when asked: zones are looked for
+    every few seconds.
+    """
 
     path: Path
     device: str  # cpu0, dram0, cpu1-die0, platform
     component: str  # cpu, dram, other
-    range_uj: int
-    max_power_w: float  # 0: the kernel does not say
     quality: str = "measured"
     floor_w: float = 0.0  # idle floor; RAPL knows none
 
@@ -51,22 +53,26 @@ class RaplZone:
             again = device in found and ("-mmio" in zone or component == "other")
             if not again:
                 device = _unused(device, found)
-            one = cls(
-                Path(folders[zone]),
-                device,
-                component,
-                range_uj=_count(f"{folders[zone]}/max_energy_range_uj"),
-                max_power_w=_max_power_w(folders[zone]),
-            )
+            one = cls(Path(folders[zone]), device, component)
             if not again or (not found[device]._answers() and one._answers()):
                 found[device] = one
         return list(found.values())
+
+    @property
+    def range_uj(self) -> int:
+        return _count(f"{self.path}/max_energy_range_uj")
+
+    @property
+    def max_power_w(self) -> float:
+        """What the kernel says it can draw, W; 0 where it says nothing, or nonsense."""
+        most_w = _count(f"{self.path}/constraint_0_max_power_uw") / 1e6
+        return most_w if most_w < SOUND_MAX_W else 0.0
 
     def read_uj(self) -> int:
         """Raises: SensorDenied where only root may read the counter, SensorFailed otherwise."""
         path = f"{self.path}/energy_uj"
         try:
-            return read_whole(path, as_count)
+            return read_count(path)
         except PermissionError as exc:
             raise SensorDenied(
                 f"cannot read {path}: energy counters are root-only since Linux 5.10. Run the "
@@ -140,14 +146,8 @@ def _name(folder: str) -> str:
         return ""
 
 
-def _max_power_w(folder: str) -> float:
-    """What the kernel says the zone can draw; 0 where it says nothing, or nonsense."""
-    most_w = _count(f"{folder}/constraint_0_max_power_uw") / 1e6
-    return most_w if most_w < SOUND_MAX_W else 0.0
-
-
 def _count(path: str) -> int:
     try:
-        return read_whole(path, as_count)
+        return read_count(path)
     except (OSError, Torn):
         return 0
