@@ -4,7 +4,10 @@ import itertools
 
 import pytest
 
-from joulegram.agent.use.procfs import MET_PER_SCAN
+from joulegram.agent.clock import SystemClock
+from joulegram.agent.use.cgroups import Cgroups
+from joulegram.agent.use.members import Members
+from joulegram.agent.use.procfs import MET_PER_SCAN, Processes
 from tests.agent.played import Machine, energy_j, rows
 
 
@@ -111,6 +114,31 @@ def test_a_zombie_is_read_once_more_and_its_pid_may_be_somebody_elses_soon(machi
     frames = machine.play(7, {2.3: die, 4.0: reuse})
     assert energy_j(frames[2:4], "systemd", "a.service", pid=20) == near(100 * 0.3 / 1.3, rel=0.2)
     assert energy_j(frames[5:], "systemd", "b.service", pid=20, command="next") == near(100)
+
+
+def test_zombies_take_no_turn_of_those_that_may_run(tmp_path):
+    """Thousands are there after a job was killed, until somebody waits for them."""
+    made = []
+    for zombies in (0, 1000):
+        procfs = tmp_path / f"proc{zombies}"
+        for pid in range(10, 250 + zombies):
+            folder = procfs / str(pid)
+            folder.mkdir(parents=True)
+            state = "S" if pid < 250 else "Z"
+            times = "0 " * 4 + "20 0 1 0"
+            folder.joinpath("stat").write_text(
+                f"{pid} (x) {state} 1 1 1 0 -1 0 0 0 0 0 {times} 7 0 0\n"
+            )
+            folder.joinpath("cgroup").write_text("0::/a\n")
+        processes = Processes(procfs, counts_forks=True)
+        processes.scan(1, 10**9)
+        members = Members(processes, Cgroups(tmp_path / "none", SystemClock(), kernels=False))
+        members.sample()
+        ticks = [members.sample() for _ in range(90)]
+        made.append([[process.pid for process in some] for some in ticks])
+        processes.close()
+    assert made[0] == made[1]
+    assert set(itertools.chain(*made[0])) == set(range(10, 250))
 
 
 def test_a_zombie_whose_threads_go_on_is_no_zombie(machine):

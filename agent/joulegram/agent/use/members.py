@@ -38,6 +38,7 @@ class Members:
         self._counted_by: dict[str, str | None] = {}  # path -> counting cgroup
         self._beyond_ns: defaultdict[str, int] = defaultdict(int)  # counted and nobody's, so far
         self._round: Iterator[Process] = iter(())
+        self._share = 1  # of the round that are read at a tick
         self._tick = 0
 
     def due(self) -> list[Process]:
@@ -52,11 +53,12 @@ class Members:
         return due
 
     def sample(self) -> list[Process]:
-        """Some of all processes, others at every tick."""
-        share = len(self._processes) // READ_ALL_WITHIN + 1
-        some = list(islice(self._round, share))
-        if len(some) < share:
-            self._round = iter(tuple(self._processes.all()))
+        """Some of all that may run, others at every tick."""
+        some = list(islice(self._round, self._share))
+        if len(some) < self._share:
+            # Thousands of zombies may wait for a listing that finds them gone.
+            living = [process for process in self._processes.all() if not process.zombie]
+            self._round, self._share = iter(living), len(living) // READ_ALL_WITHIN + 1
         return some
 
     def put(self, process: Process) -> None:
