@@ -207,7 +207,8 @@ def _processes(procfs: Path) -> Finding:
         processes.scan(0, 0)
     except OSError as exc:
         return Finding("processes", FAILS, str(exc), "Mount procfs, or set --procfs.")
-    if not processes:
+    count = len(processes.all())
+    if not count:
         return Finding(
             "processes",
             FAILS,
@@ -218,10 +219,10 @@ def _processes(procfs: Path) -> Finding:
         return Finding(
             "processes",
             DENIED,
-            f"{len(processes)} visible; others are hidden (hidepid, or a container)",
+            f"{count} visible; others are hidden (hidepid, or a container)",
             "Run the agent on the host, as root or in the group that hidepid's gid= names.",
         )
-    return Finding("processes", WORKS, f"{len(processes)} readable in {procfs}")
+    return Finding("processes", WORKS, f"{count} readable in {procfs}")
 
 
 def _cgroups(agent: AgentConfig) -> Finding:

@@ -171,9 +171,6 @@ class Processes:
     def get(self, pid: int) -> Process | None:
         return self._known.get(pid)
 
-    def __len__(self) -> int:
-        return len(self._known)
-
     def all(self) -> Collection[Process]:
         return self._known.values()
 
