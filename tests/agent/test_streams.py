@@ -178,6 +178,19 @@ def test_a_frame_whose_time_comes_between_two_looks_is_not_forgotten(
             collector.wait_for(lambda seq=seq: (1, seq) in collector.acked, 2.0)  # type: ignore[misc]
 
 
+def test_a_held_frame_that_a_newer_one_overtakes_leaves_at_once(spool: Spool) -> None:
+    with playing(PlayedCollector()) as collector, linked(spool, collector.address) as uplink:
+        spool.append(made_frame(1))
+        uplink.wake()
+        collector.wait_for(lambda: (1, 1) in collector.acked)
+        for seq in range(2, 6):
+            spool.append(made_frame(seq))
+            uplink.wake(3600.0)
+            if seq > 2:
+                collector.wait_for(lambda seq=seq: (1, seq - 1) in collector.acked, 5.0)  # type: ignore[misc]
+        wait_until(lambda: spool.pending() == 1, "all but the newest acknowledged")
+
+
 def test_a_connection_that_is_old_is_replaced_without_a_word(
     spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:

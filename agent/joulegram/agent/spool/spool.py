@@ -470,6 +470,7 @@ class Spool:
                 if not is_damage(exc):
                     raise
                 self._db = home.rebuild(exc, db)
+                self._before_us = min(self._before_us or 0, _last_position(self._db))
                 return _transaction(self._db, work)
         except (OSError, sqlite3.Error) as exc:
             raise SpoolFailed(
@@ -484,9 +485,7 @@ class Spool:
         if self._db is None:
             self._db = self._home.open()
             if self._before_us is None:
-                self._before_us = _int(
-                    self._db, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
-                )
+                self._before_us = _last_position(self._db)
             self._shrink(self._db)
         return self._home, self._db
 
@@ -542,6 +541,10 @@ def _count_dropped(db: sqlite3.Connection, reason: str, uj: int) -> None:
         "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = value + ?",
         (f"dropped_uj:{reason}", uj, uj),
     )
+
+
+def _last_position(db: sqlite3.Connection) -> int:
+    return _int(db, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence")
 
 
 def _serialised(frame: Frame) -> bytes:

@@ -116,6 +116,7 @@ class Uplink:
         self._patience = patience or Patience()
         # When the newest frame may leave, monotonic; None once it was looked for.
         self._newest_at_s: float | None = None
+        self._overtaken = False  # a newer frame came before one that was held was looked for
         self._stopping = asyncio.Event()
         self._flush_until_s = 0.0  # monotonic; read once `_stopping` is set
         self._changed = asyncio.Event()  # there may be something to send
@@ -178,6 +179,7 @@ class Uplink:
         self._state = "stopped"
 
     def _news(self, newest_at_s: float) -> None:
+        self._overtaken |= self._newest_at_s is not None
         self._newest_at_s = newest_at_s
         self._changed.set()
 
@@ -326,8 +328,8 @@ class Uplink:
         """Send until there is an end. It is cancelled once the collector has ended the stream."""
         try:
             await self._send_frames(window, call)
-            await call.done_writing()
             window.closed = True
+            await call.done_writing()
             await asyncio.sleep(self._ack_timeout_s)
             self._give_up()
         except TimeoutError:
@@ -359,6 +361,8 @@ class Uplink:
         news = not hold and self._newest_at_s is not None
         if news:
             self._newest_at_s = None
+        news |= self._overtaken
+        self._overtaken = False
         return window.take(news=news, hold_newest=hold)
 
     def _hold_s(self) -> float:
