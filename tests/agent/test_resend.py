@@ -12,8 +12,8 @@ from joulegram.agent.errors import BadSetting, SpoolFailed
 from joulegram.agent.spool.home import energy_uj
 from joulegram.agent.spool.resend import moment, resend, run
 from joulegram.agent.spool.spool import Spool
+from joulegram.agent.uplink.in_flight import BACKLOG
 from joulegram.agent.uplink.uplink import Uplink
-from joulegram.agent.uplink.window import BACKLOG
 from tests.agent.made_frames import START_MS, WINDOW_MS, made_frame, serialised
 from tests.agent.played_collector import PlayedCollector, playing
 from tests.servers import wait_until

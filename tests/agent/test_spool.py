@@ -567,6 +567,24 @@ def test_damage_met_while_running_is_repaired(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_frames_after_a_repair_are_this_processs_as_those_before(tmp_path: Path) -> None:
+    """Positions may be given out again then; a clock that leaps makes none of them old."""
+    filled(tmp_path, 300, processes=300)
+    now = [1_000_000]
+    spool = Spool.open(tmp_path, "n1", now_ms=lambda: now[0], up_ms=lambda: 0)
+    os.truncate(tmp_path / "spool/frames.db", 2 << 20)
+    for one in give_all(spool):
+        spool.ack([(one.epoch, one.seq, one.seq)])
+    assert (spool.stats().salvages, spool.pending()) == (1, 0)
+    for seq in range(1, 5):
+        spool.append(made_frame(seq, epoch=9))
+    now[0] += YEAR_MS
+    spool.append(made_frame(5, epoch=9))
+    assert [one.seq for one in give_all(spool)] == [1, 2, 3, 4, 5]
+    assert "age" not in spool.stats().dropped_uj
+    spool.close()
+
+
 def test_counts_of_lost_joules_survive_a_salvage(tmp_path: Path) -> None:
     filled(tmp_path, 60)
     with contextlib.closing(sqlite3.connect(tmp_path / "spool/frames.db")) as db:

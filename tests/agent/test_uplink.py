@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from joulegram.agent.errors import UplinkRefused
 from joulegram.agent.spool.spool import Spool
 from joulegram.agent.uplink.address import address
+from joulegram.agent.uplink.in_flight import BACKLOG, IN_FLIGHT
 from joulegram.agent.uplink.uplink import Uplink, stamped
-from joulegram.agent.uplink.window import BACKLOG, IN_FLIGHT
 from joulegram.v1.telemetry_pb2 import Ack, Frame, SeqRange
 from tests.agent.made_frames import made_frame, serialised
 from tests.agent.played_collector import (

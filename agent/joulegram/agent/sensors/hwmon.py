@@ -41,10 +41,10 @@ from joulegram.agent.errors import SensorDenied, SensorFailed
 from joulegram.agent.sensors.sensor import Sample
 from joulegram.agent.textfile import (
     Torn,
-    as_count,
     as_line,
     is_there,
     matching,
+    read_count,
     read_whole,
 )
 
@@ -152,7 +152,7 @@ def find(sysfs: Path, clock: Clock) -> list[Meter]:
 def read_micro(path: Path) -> int:
     """A value of a hwmon file, uW or uJ. Raises: SensorDenied, SensorFailed."""
     try:
-        return read_whole(path, as_count)
+        return read_count(path)
     except OSError as exc:
         # EPERM comes from the driver itself: asleep, or in a reset.
         if exc.errno == errno.EACCES:
@@ -168,7 +168,7 @@ def read_micro(path: Path) -> int:
 def optional(path: Path) -> int:
     """The value of a file that may be missing or foolish; 0 then."""
     with contextlib.suppress(OSError, Torn):
-        return read_whole(path, as_count)
+        return read_count(path)
     return 0
 
 

@@ -35,7 +35,7 @@ def readable(database: Path, columns: str, damage: Damage) -> Iterator[dict[str,
     try:
         # A file shorter than its header says is refused whole, unless one may write the schema.
         db.execute("PRAGMA writable_schema = ON")
-        end = _end(db)
+        end = last_position(db, ENDLESS)
         position = misses = 0
         while position < end and misses < GIVE_UP_AFTER:
             try:
@@ -70,10 +70,10 @@ def intact(row: dict[str, Any]) -> bool:
     return isinstance(body, bytes) and zlib.crc32(body) == row["crc"]
 
 
-def _end(db: sqlite3.Connection) -> int:
-    """The last position ever given out, as far as the file still says."""
+def last_position(db: sqlite3.Connection, unsaid: int = 0) -> int:
+    """The last position ever given out; `unsaid` where the file does not say, or gave none."""
     try:
         row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'frames'").fetchone()
     except sqlite3.Error:
         row = None
-    return row[0] if row and isinstance(row[0], int) else ENDLESS
+    return row[0] if row and isinstance(row[0], int) else unsaid

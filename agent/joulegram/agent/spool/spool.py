@@ -33,6 +33,7 @@ from joulegram.agent.spool.home import (
     is_passing,
     signed,
 )
+from joulegram.agent.spool.salvage import last_position
 from joulegram.v1.telemetry_pb2 import Frame
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Spool:
         self._now_ms = now_ms
         self._up_ms = up_ms
         self._began_ms = up_ms()
-        self._before_us: int | None = None  # the last position that an earlier process gave out
+        self._before_us = 0  # the last position that an earlier process gave out
         self._one_at_a_time = threading.Lock()
         self._folded = 0
         self._lost: Counter[str] = Counter()  # what the database could not be told yet
@@ -330,8 +331,7 @@ class Spool:
         ).fetchall()
         ours_may_be_old = self._up_ms() - self._began_ms >= self._max_age_ms
         for position, uj, since_ms in rows:
-            ours = self._before_us is not None and position > self._before_us
-            if since_ms < before_ms and (ours_may_be_old or not ours):
+            if since_ms < before_ms and (ours_may_be_old or position <= self._before_us):
                 db.execute("DELETE FROM frames WHERE position = ?", (position,))
                 _count_dropped(db, "age", uj)
                 self._rarely.warn(
@@ -470,7 +470,7 @@ class Spool:
                 if not is_damage(exc):
                     raise
                 self._db = home.rebuild(exc, db)
-                self._before_us = min(self._before_us or 0, _last_position(self._db))
+                self._before_us = min(self._before_us, last_position(self._db))
                 return _transaction(self._db, work)
         except (OSError, sqlite3.Error) as exc:
             raise SpoolFailed(
@@ -484,8 +484,7 @@ class Spool:
             self._home = self._make_home()
         if self._db is None:
             self._db = self._home.open()
-            if self._before_us is None:
-                self._before_us = _last_position(self._db)
+            self._before_us = last_position(self._db)
             self._shrink(self._db)
         return self._home, self._db
 
@@ -541,10 +540,6 @@ def _count_dropped(db: sqlite3.Connection, reason: str, uj: int) -> None:
         "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = value + ?",
         (f"dropped_uj:{reason}", uj, uj),
     )
-
-
-def _last_position(db: sqlite3.Connection) -> int:
-    return _int(db, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence")
 
 
 def _serialised(frame: Frame) -> bytes:

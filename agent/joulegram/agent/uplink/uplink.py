@@ -31,8 +31,8 @@ from joulegram.agent.uplink.address import address
 from joulegram.agent.uplink.call import Call, write
 from joulegram.agent.uplink.comeback import Comeback, after_close, after_error
 from joulegram.agent.uplink.credentials import Credentials
+from joulegram.agent.uplink.in_flight import InFlight
 from joulegram.agent.uplink.patience import Patience
-from joulegram.agent.uplink.window import Window
 from joulegram.v1.telemetry_pb2 import Ack, Frame
 
 log = logging.getLogger(__name__)
@@ -190,9 +190,9 @@ class Uplink:
             self._state = "connecting"
             # Full jitter, the first time too: a thousand agents lost the collector together.
             backoff_s = min(self._max_backoff_s, self._first_backoff_s * 2 ** min(failures, 10))
-            window = Window(self._spool, self._patience, probe_recent=failures % 2 == 1)
+            in_flight = InFlight(self._spool, self._patience, probe_recent=failures % 2 == 1)
             try:
-                comeback = await self._one_stream(window, backoff_s)
+                comeback = await self._one_stream(in_flight, backoff_s)
             except SpoolFailed as exc:
                 self._rarely.warn("spool", "%s", exc)
                 comeback = Comeback("spool", 0.0, backoff_s)
@@ -200,7 +200,7 @@ class Uplink:
                 log.exception("the uplink stumbled; it tries again")
                 comeback = Comeback("other", 0.0, backoff_s)
             self._ends[comeback.reason] += 1
-            failures = 0 if window.answered else failures + 1
+            failures = 0 if in_flight.answered else failures + 1
             if self._stopping.is_set():
                 return
             self._state = "waiting"
@@ -209,7 +209,7 @@ class Uplink:
                 log.info("the collector at %s drains: back in %.0f s", self._target, wait_s)
             await _heard(self._stopping, wait_s)  # a stop is worth one more stream, at once
 
-    async def _one_stream(self, window: Window, backoff_s: float) -> Comeback:
+    async def _one_stream(self, in_flight: InFlight, backoff_s: float) -> Comeback:
         """Run one stream to its end. Returns when to come back."""
         if (failed := self._reached()) is not None:
             return Comeback(failed, 0.0, backoff_s)
@@ -224,10 +224,10 @@ class Uplink:
             self._state = "connected"
             call = cast(Call, channel.stream_stream(METHOD)(metadata=metadata))
             self._cancel = call.cancel
-            sending = asyncio.create_task(self._send(window, call))
+            sending = asyncio.create_task(self._send(in_flight, call))
             try:
                 async for answer in call:  # to the end: `read` forgets answers once it knows of it
-                    self._settle(window, Ack.FromString(answer))
+                    self._settle(in_flight, Ack.FromString(answer))
             except DecodeError:
                 code, details = grpc.StatusCode.INTERNAL, "its answer is no acknowledgement"
                 return self._ended(code, details, (), backoff_s)
@@ -238,7 +238,7 @@ class Uplink:
                 sending.cancel()
                 call.cancel()
                 await asyncio.wait((sending,))
-        if window.closed:
+        if in_flight.closed:
             return Comeback("closed", 0.0, backoff_s)
         return after_close(self._drain_s)
 
@@ -262,18 +262,18 @@ class Uplink:
             return "resolve" if unknown else "connect"
         return None
 
-    def _settle(self, window: Window, ack: Ack) -> None:
+    def _settle(self, in_flight: InFlight, ack: Ack) -> None:
         durable = [(one.epoch, one.first_seq, one.last_seq) for one in ack.durable]
         if durable:
             self._acked += self._spool.ack(durable)
-            positions = window.positions(durable)
+            positions = in_flight.positions(durable)
             self._patience.settled(positions)
-            window.settle(positions)
+            in_flight.settle(positions)
         for one in ack.refused:
-            positions = window.positions([(one.epoch, one.seq, one.seq)])
-            window.settle(positions)
+            positions = in_flight.positions([(one.epoch, one.seq, one.seq)])
+            in_flight.settle(positions)
             if one.reason == "clock" and any(map(self._patience.refused, positions)):
-                window.ask_again()
+                in_flight.ask_again()
                 self._restamped += 1
                 self._rarely.warn(
                     "clock",
@@ -297,7 +297,7 @@ class Uplink:
                     one.reason[:100],
                     one.detail[:500],
                 )
-        window.settle(())
+        in_flight.answered = True
         self._changed.set()
 
     def _ended(
@@ -324,11 +324,11 @@ class Uplink:
             )
         return comeback
 
-    async def _send(self, window: Window, call: Call) -> None:
+    async def _send(self, in_flight: InFlight, call: Call) -> None:
         """Send until there is an end. It is cancelled once the collector has ended the stream."""
         try:
-            await self._send_frames(window, call)
-            window.closed = True
+            await self._send_frames(in_flight, call)
+            in_flight.closed = True
             await call.done_writing()
             await asyncio.sleep(self._ack_timeout_s)
             self._give_up()
@@ -340,30 +340,30 @@ class Uplink:
             log.exception("the uplink stumbled; it tries again")
             call.cancel()
 
-    async def _send_frames(self, window: Window, call: Call) -> None:
-        """Send frames as the window allows, until nothing is left to send on this stream."""
+    async def _send_frames(self, in_flight: InFlight, call: Call) -> None:
+        """Send frames as may be in flight, until nothing is left to send on this stream."""
         try:
             await call.wait_for_connection()
             while True:
                 self._changed.clear()
-                batch = self._take(window)
+                batch = self._take(in_flight)
                 for frame in batch:
                     self._sent += 1
                     async with asyncio.timeout(self._ack_timeout_s):
                         await write(call, stamped(frame.body, time.time_ns() // 1_000_000))
-                if not batch and not await self._wait(window):
+                if not batch and not await self._wait(in_flight):
                     return
         except SpoolFailed as exc:
             self._rarely.warn("spool", "%s", exc)
 
-    def _take(self, window: Window) -> list[Spooled]:
+    def _take(self, in_flight: InFlight) -> list[Spooled]:
         hold = self._hold_s() > 0
         news = not hold and self._newest_at_s is not None
         if news:
             self._newest_at_s = None
         news |= self._overtaken
         self._overtaken = False
-        return window.take(news=news, hold_newest=hold)
+        return in_flight.take(news=news, hold_newest=hold)
 
     def _hold_s(self) -> float:
         """How long the newest frame shall still wait, s; one that stops sends at once."""
@@ -371,25 +371,25 @@ class Uplink:
             return 0.0
         return self._newest_at_s - time.monotonic()
 
-    async def _wait(self, window: Window) -> bool:
+    async def _wait(self, in_flight: InFlight) -> bool:
         """Wait for something to do. False when this stream has nothing left to send."""
         if self._credentials.stale():
             return False  # the next stream takes the new files; this one ends once it is answered
         now_s = time.monotonic()
         if self._stopping.is_set():
-            left = self._spool.pending() - len(window) - len(self._patience.held())
+            left = self._spool.pending() - len(in_flight) - len(self._patience.held())
             if now_s >= self._flush_until_s or left <= 0:
                 return False
             await _heard(self._changed, self._flush_until_s - now_s)
             return True
-        oldest_s = window.oldest_s
+        oldest_s = in_flight.oldest_s
         if oldest_s is not None and oldest_s + self._ack_timeout_s <= now_s:
             self._give_up()
             return False
         times_s = [
             None if oldest_s is None else oldest_s + self._ack_timeout_s,
             self._newest_at_s,
-            window.due_s,
+            in_flight.due_s,
         ]
         next_s = min((at_s for at_s in times_s if at_s is not None), default=None)
         await _heard(self._changed, None if next_s is None else max(0.0, next_s - now_s))

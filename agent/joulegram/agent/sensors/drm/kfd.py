@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from joulegram.agent.textfile import Torn, as_count, read_whole
+from joulegram.agent.textfile import Torn, read_count, read_whole
 
 PROPERTY = re.compile(rb"^([a-z_]{1,40}) (\d{1,20})$", re.M)
 PROCESSES_MAX = 256  # of one GPU that are looked at
@@ -101,5 +101,5 @@ def _entries(folder: Path, most: int) -> list[Path]:
 
 def _count(path: Path) -> int | None:
     with contextlib.suppress(OSError, Torn):
-        return read_whole(path, as_count)
+        return read_count(path)
     return None

@@ -1,4 +1,4 @@
-"""Which frames may leave on one stream now: those in flight, those due, those that wait. Pure."""
+"""Frames that one stream has sent and that are not acknowledged, and which may join them now."""
 
 import time
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ class _Sent:
     at_s: float  # monotonic
 
 
-class Window:
+class InFlight:
     """The frames of one stream. Of one thread."""
 
     def __init__(self, spool: Spool, patience: Patience, *, probe_recent: bool) -> None:
@@ -26,20 +26,20 @@ class Window:
         self._spool = spool
         self._patience = patience
         self._probe_recent = probe_recent
-        self._in_flight: dict[int, _Sent] = {}  # by position in the spool
+        self._sent: dict[int, _Sent] = {}  # by position in the spool
         # The spool gave less than it was asked for: it had no more, but perhaps the newest frame.
         self._exhausted = False
-        self.answered = False
+        self.answered = False  # by the collector, whatever it said
         self.closed = False  # by us: nothing more is sent
         self.due_s: float | None = None  # monotonic: when one of those that wait may leave
 
     def __len__(self) -> int:
-        return len(self._in_flight)
+        return len(self._sent)
 
     @property
     def oldest_s(self) -> float | None:
         """When the oldest of those in flight was sent, monotonic; None where none is."""
-        return min((one.at_s for one in self._in_flight.values()), default=None)
+        return min((one.at_s for one in self._sent.values()), default=None)
 
     def take(self, *, news: bool, hold_newest: bool) -> list[Spooled]:
         """The frames to send now; from here on they are in flight.
@@ -59,10 +59,10 @@ class Window:
         if self._exhausted or self._patience.full:
             return []
         held = self._patience.held()
-        leave = [*self._in_flight, *held]
+        leave = [*self._sent, *held]
         offer = self._spool.offer
         if not self.answered:
-            if self._in_flight:
+            if self._sent:
                 return []
             for recent in (self._probe_recent, not self._probe_recent):
                 fresh = offer(1, recent=recent, in_flight=leave, without_newest=hold_newest)
@@ -70,9 +70,9 @@ class Window:
                     break
             self._add(fresh, backlog=False)
             return fresh
-        room = IN_FLIGHT - len(self._in_flight)
+        room = IN_FLIGHT - len(self._sent)
         fresh = offer(room, recent=True, in_flight=leave, without_newest=hold_newest)
-        backlog = sum(one.backlog for one in self._in_flight.values())
+        backlog = sum(one.backlog for one in self._sent.values())
         room_for_older = min(BACKLOG - backlog, room - len(fresh))
         older = offer(room_for_older, recent=False, in_flight=leave)
         self._exhausted = len(fresh) < room and len(older) < room_for_older and not held
@@ -85,15 +85,14 @@ class Window:
         return [
             position
             for epoch, first, last in ranges
-            for position, sent in self._in_flight.items()
+            for position, sent in self._sent.items()
             if sent.frame.epoch == epoch and first <= sent.frame.seq <= last
         ]
 
     def settle(self, positions: Iterable[int]) -> None:
-        """An answer came: these are in flight no more."""
+        """These are in flight no more."""
         for position in positions:
-            self._in_flight.pop(position, None)
-        self.answered = True
+            self._sent.pop(position, None)
 
     def ask_again(self) -> None:
         """A frame that was answered is to be sent once more."""
@@ -102,4 +101,4 @@ class Window:
     def _add(self, frames: list[Spooled], backlog: bool) -> None:
         now_s = time.monotonic()
         for frame in frames:
-            self._in_flight[frame.position] = _Sent(frame, backlog, now_s)
+            self._sent[frame.position] = _Sent(frame, backlog, now_s)
